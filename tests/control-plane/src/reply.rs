@@ -144,6 +144,16 @@ pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
         .map_err(|error| Refusal::bad_request(format!("invalid JSON body: {error}")))
 }
 
+/// Parses a JSON body that has to be an object: by itself serde also reads a struct from an array of its fields.
+pub(crate) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    if !body.trim_ascii_start().starts_with(b"{") {
+        return Err(Refusal::bad_request(
+            "invalid JSON body: an object is expected",
+        ));
+    }
+    parse(body)
+}
+
 /// Decodes one percent-encoded path segment.
 pub(crate) fn segment(raw: &str) -> Result<String, Refusal> {
     percent_encoding::percent_decode_str(raw)

@@ -77,3 +77,57 @@ impl EventStream {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests")]
+
+    use std::collections::VecDeque;
+
+    use bytes::Bytes;
+    use http_body_util::BodyExt as _;
+    use tokio::sync::{mpsc, watch};
+    use tokio::time::Instant;
+
+    use super::{COMMENT, KEEP_ALIVE, RETRY, reply};
+    use crate::store::events::Subscription;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_starts_with_retry_replays_lives_and_keeps_itself_alive() {
+        let (sender, live) = mpsc::channel(4);
+        let (cut, cut_receiver) = watch::channel(0);
+        let replay = VecDeque::from([Bytes::from_static(b"replayed")]);
+        let mut body = reply(Subscription { replay, live }, cut_receiver).into_body();
+        let mut next = async || {
+            body.frame()
+                .await
+                .map(|frame| frame.unwrap().into_data().unwrap())
+        };
+        assert_eq!(next().await.unwrap(), RETRY);
+        assert_eq!(next().await.unwrap(), "replayed");
+        sender.send(Bytes::from_static(b"live")).await.unwrap();
+        assert_eq!(next().await.unwrap(), "live");
+        let quiet_since = Instant::now();
+        assert_eq!(next().await.unwrap(), COMMENT);
+        assert_eq!(quiet_since.elapsed(), KEEP_ALIVE);
+        cut.send_replace(1);
+        assert!(next().await.is_none(), "cut");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_when_its_node_is_gone() {
+        let (sender, live) = mpsc::channel(4);
+        let (_cut, cut_receiver) = watch::channel(0);
+        let mut body = reply(
+            Subscription {
+                replay: VecDeque::new(),
+                live,
+            },
+            cut_receiver,
+        )
+        .into_body();
+        assert!(body.frame().await.is_some());
+        drop(sender);
+        assert!(body.frame().await.is_none());
+    }
+}

@@ -21,8 +21,8 @@ use crate::wire::state::state_text;
 mod state;
 
 const BODY_LIMIT: usize = 256 << 20;
-const DEFAULT_TTL: Duration = Duration::from_secs(3_600);
-const DEFAULT_TRANSITION: Duration = Duration::from_secs(24 * 3_600);
+const DEFAULT_TTL: Duration = Duration::from_hours(1);
+const DEFAULT_TRANSITION: Duration = Duration::from_hours(24);
 
 #[derive(Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -204,7 +204,7 @@ fn summary(node: &Node) -> NodeSummary<'_> {
 }
 
 fn put_secret(app: &App, id: &str, key: &str, body: &[u8]) -> Result<Reply, Refusal> {
-    let request: SecretRequest = reply::parse(body)?;
+    let request: SecretRequest = reply::object(body)?;
     if key.is_empty() {
         return Err(Refusal::bad_request("secret key is empty"));
     }
@@ -239,7 +239,7 @@ fn announce_secrets(model: &mut Model, id: &str) -> Result<(), Refusal> {
 }
 
 fn send_event(app: &App, id: &str, body: &[u8]) -> Result<Reply, Refusal> {
-    let request: EventRequest = reply::parse(body)?;
+    let request: EventRequest = reply::object(body)?;
     // The type becomes a line of the stream.
     if request.event_type.is_empty() || request.event_type.chars().any(char::is_control) {
         return Err(Refusal::bad_request(
@@ -265,7 +265,7 @@ fn received(app: &App, id: &str) -> Result<Reply, Refusal> {
 }
 
 fn set_heartbeat(app: &App, id: &str, body: &[u8]) -> Result<Reply, Refusal> {
-    let flags: HeartbeatFlags = reply::parse(body)?;
+    let flags: HeartbeatFlags = reply::object(body)?;
     let mut model = app.store.lock();
     let node = model.node_mut(id).ok_or_else(unknown_node)?;
     node.record.heartbeat = flags;
@@ -292,7 +292,7 @@ fn optional<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T, 
     if body.is_empty() {
         Ok(T::default())
     } else {
-        reply::parse(body)
+        reply::object(body)
     }
 }
 

@@ -58,7 +58,7 @@ struct Sent {
 }
 
 pub(super) fn put(app: &App, id: &str, body: &[u8]) -> Result<Reply, Refusal> {
-    let members: Members = reply::parse(body)?;
+    let members: Members = reply::object(body)?;
     check(&members)?;
     let mut model = app.store.lock();
     let peers_before = model.shown_peers(id);
@@ -150,11 +150,7 @@ fn announcements(
     members: &Members,
     relay_before: &BTreeMap<String, Box<RawValue>>,
 ) -> Vec<Announcement> {
-    let (empty_object, empty_list, null) = (
-        raw(&BTreeMap::<(), ()>::new()),
-        raw::<[(); 0]>(&[]),
-        raw(&()),
-    );
+    let (empty_object, empty_list, null) = (raw(&Members::new()), raw::<[(); 0]>(&[]), raw(&()));
     let mut announcements = Vec::new();
     if members.contains_key("metadata") || members.contains_key("data") {
         let metadata = node.desired.metadata.as_deref().unwrap_or(&empty_object);

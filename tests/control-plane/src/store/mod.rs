@@ -227,7 +227,8 @@ impl Model {
             }),
         };
         self.signing.write(&self.dir)?;
-        let keys = self.signing.shown(now);
+        // Said even when the transition is already over: a node told of no end would assume its own.
+        let keys = self.signing.told();
         let payload = node::raw(&keys);
         for node in self.nodes.values_mut() {
             node.emit(&old, "signing_key_rotated", &payload)?;
@@ -295,10 +296,20 @@ impl Signing {
         files::write_json(&dir.join("signing.json"), &file)
     }
 
+    /// The keys with the previous one only while it is valid.
     fn shown(&self, now: Timestamp) -> SigningKeys {
-        let previous = self.previous.as_ref().filter(|previous| {
+        let valid = |previous: &&Previous| {
             encoding::parse_time(&previous.expires).is_some_and(|expires| now < expires)
-        });
+        };
+        self.with_previous(self.previous.as_ref().filter(valid))
+    }
+
+    /// The keys with the previous one, valid or not.
+    fn told(&self) -> SigningKeys {
+        self.with_previous(self.previous.as_ref())
+    }
+
+    fn with_previous(&self, previous: Option<&Previous>) -> SigningKeys {
         SigningKeys {
             current: public_text(&self.current),
             previous: previous.map(|previous| previous.key.clone()),

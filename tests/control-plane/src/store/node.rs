@@ -16,7 +16,7 @@ use super::{StoreError, files};
 use crate::encoding;
 use crate::envelope::{self, Draft};
 
-/// WireGuard's port until a heartbeat says another.
+/// The mesh's UDP port until a heartbeat says another.
 const DEFAULT_LISTEN_PORT: u16 = 51_820;
 
 /// A registered node.
@@ -116,9 +116,11 @@ impl Node {
         files::write_json(&self.dir.join("desired.json"), &self.desired)
     }
 
-    /// Removes every file of the node.
+    /// Removes every file of the node, first the one without which the others belong to nobody.
     pub(crate) fn remove_files(&self) -> Result<(), StoreError> {
-        std::fs::remove_dir_all(&self.dir).map_err(|source| StoreError::write(&self.dir, source))
+        std::fs::remove_file(self.dir.join("node.json"))
+            .and_then(|()| std::fs::remove_dir_all(&self.dir))
+            .map_err(|source| StoreError::write(&self.dir, source))
     }
 
     /// Signs an event with `key`, stores it and sends it to the open streams; returns its id.

@@ -36,7 +36,7 @@ pub(crate) struct PeerEndpoint {
 pub(crate) enum Sighting {
     /// It connected from this address.
     From(IpAddr),
-    /// Its heartbeat came from this address and names this WireGuard port, when it has a mesh.
+    /// Its heartbeat came from this address and names this UDP port of the mesh, when it has a mesh.
     Heartbeat(IpAddr, Option<u16>),
     /// It reported this public endpoint, or that it has none.
     Public(Option<SocketAddr>),

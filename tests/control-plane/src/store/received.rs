@@ -95,9 +95,9 @@ impl Received {
         };
         self.journal.append(&text(&line))?;
         self.queues.entry(kind).or_default().push(line);
-        let live: usize = self.queues.values().map(|queue| queue.bytes).sum();
+        let kept: usize = self.queues.values().map(|queue| queue.bytes).sum();
         // A line takes more than its body: the slack and the factor leave room for that.
-        if self.journal.bytes() > 4 * live + SLACK_BYTES {
+        if self.journal.bytes() > 4 * kept + SLACK_BYTES {
             let lines: Vec<String> = self
                 .queues
                 .values()

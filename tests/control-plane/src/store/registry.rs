@@ -181,9 +181,9 @@ impl Model {
             return Ok(());
         };
         self.psks.forget(id);
+        node.remove_files()?;
         let payload = raw(&PeerRemoved { peer_id: id });
-        self.announce_to_others(id, "peer_removed", |_, _| Some(payload.clone()))?;
-        node.remove_files()
+        self.announce_to_others(id, "peer_removed", |_, _| Some(payload.clone()))
     }
 
     /// Gives a node a new public key and every pair it is in a new PSK. Nobody is told yet: see [`announce_key`].

@@ -12,7 +12,7 @@ use crate::server::App;
 use crate::store::peers::{PeerEndpoint, Sighting};
 use crate::store::received::Kind;
 
-/// The fields that types, "HeartbeatRequest", does not call optional.
+/// The fields that types, `HeartbeatRequest`, does not call optional.
 #[derive(Deserialize)]
 struct Heartbeat {
     node_id: String,

@@ -239,9 +239,9 @@ fn content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Refusal> {
     )))
 }
 
-/// Reads the fields of a body whose bytes are kept.
+/// Reads the fields of a body or record whose bytes are kept.
 fn fields<T: serde::de::DeserializeOwned>(body: &RawValue) -> Result<T, Refusal> {
-    reply::parse(body.get().as_bytes())
+    reply::object(body.get().as_bytes())
 }
 
 /// Finds the node that `id` names and compares the credential in constant time.

@@ -19,7 +19,7 @@ use crate::store::node::raw;
 use crate::store::received::Kind;
 use crate::store::{Model, SigningKeys};
 
-/// In the order of types, "StateResponse"; optional sections only when set.
+/// In the order of types, `StateResponse`; optional sections only when set.
 #[derive(Serialize)]
 struct State<'a> {
     peers: Vec<Box<RawValue>>,
@@ -73,10 +73,10 @@ pub(super) fn get(app: &App, id: &str, headers: &HeaderMap) -> Result<Reply, Ref
 /// A node's state as it is served.
 pub(crate) fn state_text(model: &Model, id: &str) -> Result<String, Refusal> {
     let node = model.node(id).ok_or_else(Refusal::unauthorized)?;
-    let none = raw::<[(); 0]>(&[]);
+    let no_policies = raw::<[(); 0]>(&[]);
     let state = State {
         peers: model.shown_peers(id),
-        policies: node.desired.policies.as_deref().unwrap_or(&none),
+        policies: node.desired.policies.as_deref().unwrap_or(&no_policies),
         signing_keys: model.signing_keys(),
         metadata: node.desired.metadata.as_deref(),
         sections: &node.desired.sections,
