@@ -1,1 +1,34 @@
-//! Placeholder.
+//! What the plexd processes share: the gRPC services between them, the Unix-socket transport both ends use, the
+//! settings both daemons read, and how a daemon gives up root. Depends on nothing else of plexd.
+
+pub mod node {
+    //! `plexd.node.v1`: what plexd-core serves to plexd-api.
+
+    #[expect(
+        missing_docs,
+        clippy::pedantic,
+        reason = "generated; documented in the proto file, whose comments prost carries over where there are any"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("plexd.node.v1");
+    }
+}
+
+pub mod admin {
+    //! `plexd.admin.v1`: what plexd-core serves to plexd-ctl.
+
+    #[expect(
+        missing_docs,
+        clippy::pedantic,
+        reason = "generated; documented in the proto file, whose comments prost carries over where there are any"
+    )]
+    pub mod v1 {
+        tonic::include_proto!("plexd.admin.v1");
+    }
+}
+
+pub mod access;
+pub mod privilege;
+mod redact;
+pub mod settings;
+pub mod transport;

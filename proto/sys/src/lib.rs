@@ -1,1 +1,9 @@
-//! Placeholder.
+//! The few system calls plexd needs that no safe crate offers, behind a safe interface: the supplementary groups of
+//! a Unix-socket peer, and the TUN request. This is the only crate of the workspace that holds `unsafe` code; each
+//! block carries its argument, and nothing else is put here.
+
+mod peer_groups;
+mod tun;
+
+pub use peer_groups::peer_groups;
+pub use tun::attach_tun;

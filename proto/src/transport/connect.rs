@@ -1,0 +1,25 @@
+//! The client's end of a Unix socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+
+/// How long a connection attempt may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Returns a channel to the gRPC server at `path`. It connects with the first call and again whenever the connection
+/// was lost; a call made while nobody listens fails at once with `Unavailable`.
+pub fn connect(path: &Path) -> Channel {
+    let path = PathBuf::from(path);
+    // The URI is never resolved: HTTP/2 wants an authority, and the connector below ignores it.
+    Endpoint::from_static("http://plexd.local").connect_timeout(CONNECT_TIMEOUT).connect_with_connector_lazy(
+        service_fn(move |_: Uri| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        }),
+    )
+}
