@@ -80,10 +80,7 @@ impl Authority {
     }
 
     fn create(pem_path: PathBuf, key_path: &Path) -> Result<Self, CaError> {
-        let issue = |source| CaError::Issue {
-            names: "the authority itself".to_owned(),
-            source,
-        };
+        let issue = |source| CaError::Issue { names: "the authority itself".to_owned(), source };
         let key = KeyPair::generate().map_err(issue)?;
         let certificate = authority_params().self_signed(&key).map_err(issue)?;
         files::write(key_path, key.serialize_pem().as_bytes())?;
@@ -102,30 +99,17 @@ impl Authority {
     /// # Errors
     /// A name that is neither an address nor a DNS name.
     pub fn server_config(&self, names: &[String]) -> Result<Arc<ServerConfig>, CaError> {
-        let issue = |source| CaError::Issue {
-            names: names.join(", "),
-            source,
-        };
+        let issue = |source| CaError::Issue { names: names.join(", "), source };
         let key = KeyPair::generate().map_err(issue)?;
         let mut params = CertificateParams::new(names.to_vec()).map_err(issue)?;
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "plexd-devcp");
+        params.distinguished_name.push(DnType::CommonName, "plexd-devcp");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
         // From yesterday, for clients whose clock is a little behind, for a year.
         let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-        let [first, last] = [
-            today.saturating_sub(1.day()),
-            today.saturating_add(365.days()),
-        ]
-        .map(|day| {
-            date_time_ymd(
-                day.year().into(),
-                day.month().unsigned_abs(),
-                day.day().unsigned_abs(),
-            )
+        let [first, last] = [today.saturating_sub(1.day()), today.saturating_add(365.days())].map(|day| {
+            date_time_ymd(day.year().into(), day.month().unsigned_abs(), day.day().unsigned_abs())
         });
         (params.not_before, params.not_after) = (first, last);
         let authority = authority_params();
@@ -155,9 +139,7 @@ pub fn server_names(listen: IpAddr, extra: &[String]) -> Vec<String> {
 /// Fixed, because the issuer of later server certificates is rebuilt from these and has to match `ca.pem`.
 fn authority_params() -> CertificateParams {
     let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "plexd-devcp development CA");
+    params.distinguished_name.push(DnType::CommonName, "plexd-devcp development CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = date_time_ymd(2025, 1, 1);
@@ -165,19 +147,12 @@ fn authority_params() -> CertificateParams {
     params
 }
 
-fn tls_config(
-    certificate: CertificateDer<'static>,
-    key: &KeyPair,
-) -> Result<Arc<ServerConfig>, CaError> {
+fn tls_config(certificate: CertificateDer<'static>, key: &KeyPair) -> Result<Arc<ServerConfig>, CaError> {
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .and_then(|builder| {
-            builder
-                .with_no_client_auth()
-                .with_single_cert(vec![certificate], key)
-        })
+        .and_then(|builder| builder.with_no_client_auth().with_single_cert(vec![certificate], key))
         .map_err(CaError::Tls)?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
@@ -187,16 +162,10 @@ fn read(path: &Path) -> Result<Option<String>, CaError> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(CaError::Read {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(CaError::Read { path: path.to_owned(), source }),
     }
 }
 
 fn damaged(path: PathBuf, why: &str) -> CaError {
-    CaError::Damaged {
-        path,
-        why: why.to_owned(),
-    }
+    CaError::Damaged { path, why: why.to_owned() }
 }

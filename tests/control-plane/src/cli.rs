@@ -65,10 +65,8 @@ enum CliError {
 }
 
 fn serve(args: ServeArgs) -> Result<(), CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(CliError::Runtime)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     runtime.block_on(async {
         let server = Server::bind(Options {
             listen: args.listen,
@@ -111,8 +109,7 @@ fn fail(error: &dyn Display) -> ExitCode {
 }
 
 fn init_logging() {
-    let filter =
-        EnvFilter::try_from_env("PLEXD_DEVCP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env("PLEXD_DEVCP_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // An embedding test may have installed a subscriber already: then that one stays.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -24,12 +24,10 @@ pub(crate) fn random<const N: usize>() -> [u8; N] {
 /// Returns `N` random bytes as lower-case hex.
 pub(crate) fn random_hex<const N: usize>() -> String {
     use std::fmt::Write as _;
-    random::<N>()
-        .iter()
-        .fold(String::with_capacity(2 * N), |mut text, byte| {
-            write!(text, "{byte:02x}").expect("writing to a string cannot fail");
-            text
-        })
+    random::<N>().iter().fold(String::with_capacity(2 * N), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a string cannot fail");
+        text
+    })
 }
 
 /// The present, to the millisecond, in the shortest RFC 3339 form.
@@ -73,13 +71,7 @@ mod tests {
         for good in ["2026-01-15T10:30:00Z", "2026-01-15T11:30:00.5+01:00"] {
             assert!(parse_time(good).is_some(), "{good}");
         }
-        for bad in [
-            "",
-            "yesterday",
-            "2026-01-15",
-            "2026-01-15 10:30:00Z",
-            "2026-01-15T10:30:00",
-        ] {
+        for bad in ["", "yesterday", "2026-01-15", "2026-01-15 10:30:00Z", "2026-01-15T10:30:00"] {
             assert!(parse_time(bad).is_none(), "{bad}");
         }
     }

@@ -85,11 +85,7 @@ pub(crate) struct Faults {
 
 impl Faults {
     pub(crate) fn new() -> Self {
-        Self {
-            rules: Mutex::default(),
-            cut: watch::Sender::new(0),
-            refusing: watch::Sender::new(false),
-        }
+        Self { rules: Mutex::default(), cut: watch::Sender::new(0), refusing: watch::Sender::new(false) }
     }
 
     /// Sets the rule of an endpoint, or of all; one that does nothing is removed.
@@ -136,16 +132,8 @@ impl Faults {
             return Some(Refusal::new(status, "injected fault").into_reply());
         }
         if fault.garbage {
-            let content_type = if endpoint == "events" {
-                "text/event-stream"
-            } else {
-                "application/json"
-            };
-            return Some(reply::with_type(
-                StatusCode::OK,
-                content_type,
-                Bytes::from_static(GARBAGE),
-            ));
+            let content_type = if endpoint == "events" { "text/event-stream" } else { "application/json" };
+            return Some(reply::with_type(StatusCode::OK, content_type, Bytes::from_static(GARBAGE)));
         }
         None
     }
@@ -177,10 +165,7 @@ impl Faults {
 
 fn check(name: &str, fault: Fault) -> Result<(), Refusal> {
     if name != ALL && !ENDPOINTS.contains(&name) {
-        return Err(Refusal::bad_request(format!(
-            "unknown endpoint; one of {}",
-            ENDPOINTS.join(", ")
-        )));
+        return Err(Refusal::bad_request(format!("unknown endpoint; one of {}", ENDPOINTS.join(", "))));
     }
     if fault.refuse_connections && name != ALL {
         return Err(Refusal::bad_request(
@@ -198,8 +183,6 @@ fn check(name: &str, fault: Fault) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use http::StatusCode;
 
     use super::{Faults, Rule};
@@ -212,22 +195,11 @@ mod tests {
     async fn an_endpoints_own_rule_replaces_the_one_for_all() {
         let faults = Faults::new();
         faults.set(&rule(r#"{"status":503}"#)).unwrap();
-        faults
-            .set(&rule(r#"{"endpoint":"state","garbage":true}"#))
-            .unwrap();
-        assert_eq!(
-            faults.suffer("heartbeat").await.unwrap().status(),
-            StatusCode::SERVICE_UNAVAILABLE
-        );
-        assert_eq!(
-            faults.suffer("state").await.unwrap().status(),
-            StatusCode::OK
-        );
+        faults.set(&rule(r#"{"endpoint":"state","garbage":true}"#)).unwrap();
+        assert_eq!(faults.suffer("heartbeat").await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(faults.suffer("state").await.unwrap().status(), StatusCode::OK);
         faults.set(&rule(r#"{"endpoint":"state"}"#)).unwrap();
-        assert_eq!(
-            faults.suffer("state").await.unwrap().status(),
-            StatusCode::SERVICE_UNAVAILABLE
-        );
+        assert_eq!(faults.suffer("state").await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
         faults.clear();
         assert!(faults.suffer("state").await.is_none());
     }
@@ -241,11 +213,7 @@ mod tests {
             r#"{"status":99}"#,
             r#"{"latency_ms":600001}"#,
         ] {
-            assert_eq!(
-                faults.set(&rule(bad)).unwrap_err().status,
-                StatusCode::BAD_REQUEST,
-                "{bad}"
-            );
+            assert_eq!(faults.set(&rule(bad)).unwrap_err().status, StatusCode::BAD_REQUEST, "{bad}");
         }
         assert!(faults.shown().is_empty());
     }

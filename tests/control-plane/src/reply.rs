@@ -32,11 +32,7 @@ struct ErrorBody<'a> {
 
 impl Refusal {
     pub(crate) fn new(status: StatusCode, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-            allow: None,
-        }
+        Self { status, message: message.into(), allow: None }
     }
 
     pub(crate) fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
@@ -56,23 +52,13 @@ impl Refusal {
     }
 
     pub(crate) fn method_not_allowed(allow: &'static str) -> Self {
-        Self {
-            allow: Some(allow),
-            ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed")
-        }
+        Self { allow: Some(allow), ..Self::new(StatusCode::METHOD_NOT_ALLOWED, "method not allowed") }
     }
 
     pub(crate) fn into_reply(self) -> Reply {
-        let mut reply = json(
-            self.status,
-            &ErrorBody {
-                error: &self.message,
-            },
-        );
+        let mut reply = json(self.status, &ErrorBody { error: &self.message });
         if let Some(allow) = self.allow {
-            reply
-                .headers_mut()
-                .insert(header::ALLOW, HeaderValue::from_static(allow));
+            reply.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
         }
         reply
     }
@@ -88,8 +74,7 @@ impl From<StoreError> for Refusal {
 
 /// A JSON answer.
 pub(crate) fn json<T: Serialize>(status: StatusCode, value: &T) -> Reply {
-    let body =
-        serde_json::to_vec(value).expect("answers have string keys only, which always serialise");
+    let body = serde_json::to_vec(value).expect("answers have string keys only, which always serialise");
     with_type(status, "application/json", Bytes::from(body))
 }
 
@@ -100,20 +85,14 @@ pub(crate) fn ok<T: Serialize>(value: &T) -> Reply {
 
 /// 200 with `{}`: where the documents name a status and no body.
 pub(crate) fn acknowledged() -> Reply {
-    with_type(
-        StatusCode::OK,
-        "application/json",
-        Bytes::from_static(b"{}"),
-    )
+    with_type(StatusCode::OK, "application/json", Bytes::from_static(b"{}"))
 }
 
 /// An answer with a body of any type.
 pub(crate) fn with_type(status: StatusCode, content_type: &'static str, body: Bytes) -> Reply {
     let mut reply = Response::new(Full::new(body).boxed_unsync());
     *reply.status_mut() = status;
-    reply
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
 }
 
@@ -130,9 +109,7 @@ pub(crate) async fn read(body: Incoming, limit: usize) -> Result<Bytes, Refusal>
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Refusal::too_large()),
         Err(error) => {
-            let cause = error
-                .source()
-                .map_or_else(|| error.to_string(), ToString::to_string);
+            let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
             Err(Refusal::bad_request(format!("body not received: {cause}")))
         }
     }
@@ -140,16 +117,13 @@ pub(crate) async fn read(body: Incoming, limit: usize) -> Result<Bytes, Refusal>
 
 /// Parses a JSON body.
 pub(crate) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
-    serde_json::from_slice(body)
-        .map_err(|error| Refusal::bad_request(format!("invalid JSON body: {error}")))
+    serde_json::from_slice(body).map_err(|error| Refusal::bad_request(format!("invalid JSON body: {error}")))
 }
 
 /// Parses a JSON body that has to be an object: by itself serde also reads a struct from an array of its fields.
 pub(crate) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     if !body.trim_ascii_start().starts_with(b"{") {
-        return Err(Refusal::bad_request(
-            "invalid JSON body: an object is expected",
-        ));
+        return Err(Refusal::bad_request("invalid JSON body: an object is expected"));
     }
     parse(body)
 }

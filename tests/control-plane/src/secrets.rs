@@ -25,16 +25,11 @@ fn seal_with_nonce(key: &[u8; 32], nonce: &[u8; 12], value: &str) -> Sealed {
     let ciphertext = Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key))
         .encrypt(&Nonce::from(*nonce), value.as_bytes())
         .expect("AES-GCM fails only beyond 64 GiB, and a value is bounded by the admin API's body limit");
-    Sealed {
-        ciphertext: encoding::base64(&ciphertext),
-        nonce: encoding::base64(nonce),
-    }
+    Sealed { ciphertext: encoding::base64(&ciphertext), nonce: encoding::base64(nonce) }
 }
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
     use serde::Deserialize;

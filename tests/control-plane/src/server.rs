@@ -97,19 +97,8 @@ impl Server {
         let tls = TlsAcceptor::from(authority.server_config(&names)?);
         let (wire, wire_addr) = listen(options.listen).await?;
         let (admin, admin_addr) = listen(options.admin).await?;
-        let app = Arc::new(App {
-            store,
-            faults: Faults::new(),
-        });
-        Ok(Self {
-            app,
-            wire,
-            wire_addr,
-            admin,
-            admin_addr,
-            tls,
-            ca_path: authority.pem_path().to_owned(),
-        })
+        let app = Arc::new(App { store, faults: Faults::new() });
+        Ok(Self { app, wire, wire_addr, admin, admin_addr, tls, ca_path: authority.pem_path().to_owned() })
     }
 
     /// Where the control-plane API listens.

@@ -32,12 +32,7 @@ pub(crate) fn reply(subscription: Subscription, cut: watch::Receiver<u64>) -> Re
     ready.push_front(Bytes::from_static(RETRY));
     let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let events = EventStream {
-        ready,
-        live: subscription.live,
-        cut,
-        keep_alive,
-    };
+    let events = EventStream { ready, live: subscription.live, cut, keep_alive };
     let frames = stream::unfold(events, EventStream::next).map(|bytes| Ok(Frame::data(bytes)));
     with_body(StreamBody::new(frames).boxed_unsync())
 }
@@ -50,13 +45,8 @@ pub(crate) fn cut_reply() -> Reply {
 
 fn with_body(body: crate::reply::Body) -> Reply {
     let mut reply = Response::new(body);
-    reply.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("text/event-stream"),
-    );
-    reply
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    reply.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     reply
 }
 
@@ -80,8 +70,6 @@ impl EventStream {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use std::collections::VecDeque;
 
     use bytes::Bytes;
@@ -98,11 +86,7 @@ mod tests {
         let (cut, cut_receiver) = watch::channel(0);
         let replay = VecDeque::from([Bytes::from_static(b"replayed")]);
         let mut body = reply(Subscription { replay, live }, cut_receiver).into_body();
-        let mut next = async || {
-            body.frame()
-                .await
-                .map(|frame| frame.unwrap().into_data().unwrap())
-        };
+        let mut next = async || body.frame().await.map(|frame| frame.unwrap().into_data().unwrap());
         assert_eq!(next().await.unwrap(), RETRY);
         assert_eq!(next().await.unwrap(), "replayed");
         sender.send(Bytes::from_static(b"live")).await.unwrap();
@@ -118,14 +102,7 @@ mod tests {
     async fn a_stream_ends_when_its_node_is_gone() {
         let (sender, live) = mpsc::channel(4);
         let (_cut, cut_receiver) = watch::channel(0);
-        let mut body = reply(
-            Subscription {
-                replay: VecDeque::new(),
-                live,
-            },
-            cut_receiver,
-        )
-        .into_body();
+        let mut body = reply(Subscription { replay: VecDeque::new(), live }, cut_receiver).into_body();
         assert!(body.frame().await.is_some());
         drop(sender);
         assert!(body.frame().await.is_none());

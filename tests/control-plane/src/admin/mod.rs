@@ -134,9 +134,7 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
         }
         (&Method::POST, ["nodes", id, "events"]) => send_event(app, &reply::segment(id)?, &body),
         (&Method::GET, ["nodes", id, "received"]) => received(app, &reply::segment(id)?),
-        (&Method::PUT, ["nodes", id, "heartbeat"]) => {
-            set_heartbeat(app, &reply::segment(id)?, &body)
-        }
+        (&Method::PUT, ["nodes", id, "heartbeat"]) => set_heartbeat(app, &reply::segment(id)?, &body),
         (&Method::POST, ["signing-key", "rotate"]) => rotate_signing_key(app, &body),
         (&Method::PUT, ["faults"]) => {
             app.faults.set(&optional::<Rule>(&body)?)?;
@@ -146,9 +144,7 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
             app.faults.clear();
             Ok(reply::ok(&app.faults.shown()))
         }
-        (_, segments) => {
-            Err(allowed(segments).map_or_else(Refusal::not_found, Refusal::method_not_allowed))
-        }
+        (_, segments) => Err(allowed(segments).map_or_else(Refusal::not_found, Refusal::method_not_allowed)),
     }
 }
 
@@ -171,9 +167,7 @@ fn create_token(app: &App, body: &[u8]) -> Result<Reply, Refusal> {
 
 fn list_nodes(app: &App) -> Reply {
     let model = app.store.lock();
-    reply::ok(&NodeList {
-        nodes: model.nodes().map(summary).collect(),
-    })
+    reply::ok(&NodeList { nodes: model.nodes().map(summary).collect() })
 }
 
 fn show_node(app: &App, id: &str) -> Result<Reply, Refusal> {
@@ -231,9 +225,7 @@ fn announce_secrets(model: &mut Model, id: &str) -> Result<(), Refusal> {
     let Some(node) = model.node(id) else {
         return Ok(());
     };
-    let payload = raw(&SecretRefs {
-        secret_refs: node.desired.secret_refs(),
-    });
+    let payload = raw(&SecretRefs { secret_refs: node.desired.secret_refs() });
     model.emit(id, "node_secrets_updated", &payload)?;
     Ok(())
 }
@@ -242,15 +234,10 @@ fn send_event(app: &App, id: &str, body: &[u8]) -> Result<Reply, Refusal> {
     let request: EventRequest = reply::object(body)?;
     // The type becomes a line of the stream.
     if request.event_type.is_empty() || request.event_type.chars().any(char::is_control) {
-        return Err(Refusal::bad_request(
-            "event_type must be text without control characters",
-        ));
+        return Err(Refusal::bad_request("event_type must be text without control characters"));
     }
-    let event_id = app
-        .store
-        .lock()
-        .emit(id, &request.event_type, &request.payload)?
-        .ok_or_else(unknown_node)?;
+    let event_id =
+        app.store.lock().emit(id, &request.event_type, &request.payload)?.ok_or_else(unknown_node)?;
     Ok(reply::ok(&EventResponse { event_id }))
 }
 
@@ -258,10 +245,7 @@ fn received(app: &App, id: &str) -> Result<Reply, Refusal> {
     let model = app.store.lock();
     let node = model.node(id).ok_or_else(unknown_node)?;
     let received = node.received.shown();
-    Ok(reply::ok(&ReceivedResponse {
-        received,
-        reports_current: node.reports.shown(),
-    }))
+    Ok(reply::ok(&ReceivedResponse { received, reports_current: node.reports.shown() }))
 }
 
 fn set_heartbeat(app: &App, id: &str, body: &[u8]) -> Result<Reply, Refusal> {
@@ -275,11 +259,7 @@ fn set_heartbeat(app: &App, id: &str, body: &[u8]) -> Result<Reply, Refusal> {
 
 fn rotate_signing_key(app: &App, body: &[u8]) -> Result<Reply, Refusal> {
     let request: RotateRequest = optional(body)?;
-    let transition = duration(
-        "transition",
-        request.transition.as_deref(),
-        DEFAULT_TRANSITION,
-    )?;
+    let transition = duration("transition", request.transition.as_deref(), DEFAULT_TRANSITION)?;
     Ok(reply::ok(&app.store.lock().rotate_signing_key(transition)?))
 }
 
@@ -289,20 +269,14 @@ fn unknown_node() -> Refusal {
 
 /// An absent body reads as an empty object where every member has a default.
 fn optional<T: serde::de::DeserializeOwned + Default>(body: &[u8]) -> Result<T, Refusal> {
-    if body.is_empty() {
-        Ok(T::default())
-    } else {
-        reply::object(body)
-    }
+    if body.is_empty() { Ok(T::default()) } else { reply::object(body) }
 }
 
 fn duration(name: &str, text: Option<&str>, default: Duration) -> Result<SignedDuration, Refusal> {
     let duration = match text {
         None => default,
-        Some(text) => humantime::parse_duration(text).map_err(|error| {
-            Refusal::bad_request(format!("{name}: {error}; write it as 90s, 5m or 24h"))
-        })?,
+        Some(text) => humantime::parse_duration(text)
+            .map_err(|error| Refusal::bad_request(format!("{name}: {error}; write it as 90s, 5m or 24h")))?,
     };
-    SignedDuration::try_from(duration)
-        .map_err(|_| Refusal::bad_request(format!("{name} is too long")))
+    SignedDuration::try_from(duration).map_err(|_| Refusal::bad_request(format!("{name} is too long")))
 }

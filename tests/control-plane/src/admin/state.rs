@@ -88,9 +88,7 @@ fn check(members: &Members) -> Result<(), Refusal> {
             "metadata" => '{',
             "policies" | "data" | "peers" => '[',
             "secret_refs" => {
-                return Err(Refusal::bad_request(
-                    "secret_refs follow the secrets: PUT …/secrets/{key}",
-                ));
+                return Err(Refusal::bad_request("secret_refs follow the secrets: PUT …/secrets/{key}"));
             }
             "signing_keys" => {
                 return Err(Refusal::bad_request(
@@ -100,20 +98,12 @@ fn check(members: &Members) -> Result<(), Refusal> {
             RELAY => continue,
             section if SECTIONS.iter().any(|(name, _)| *name == section) => continue,
             other => {
-                return Err(Refusal::bad_request(format!(
-                    "unknown state member {other}"
-                )));
+                return Err(Refusal::bad_request(format!("unknown state member {other}")));
             }
         };
         if !value.get().starts_with(wanted) && value.get() != "null" {
-            let kind = if wanted == '{' {
-                "an object"
-            } else {
-                "an array"
-            };
-            return Err(Refusal::bad_request(format!(
-                "{name} must be {kind}, or null to unset it"
-            )));
+            let kind = if wanted == '{' { "an object" } else { "an array" };
+            return Err(Refusal::bad_request(format!("{name} must be {kind}, or null to unset it")));
         }
     }
     Ok(())
@@ -123,9 +113,7 @@ fn store(node: &mut Node, members: &Members) -> Result<(), Refusal> {
     // First what can be refused.
     if let Some(data) = members.get("data") {
         let entries: Option<Vec<Box<RawValue>>> = reply::parse(data.get().as_bytes())?;
-        node.desired
-            .set_data(entries.unwrap_or_default())
-            .map_err(Refusal::bad_request)?;
+        node.desired.set_data(entries.unwrap_or_default()).map_err(Refusal::bad_request)?;
     }
     if let Some(peers) = members.get("peers") {
         node.desired.peers = reply::parse(peers.get().as_bytes())?;
@@ -154,10 +142,7 @@ fn announcements(
     let mut announcements = Vec::new();
     if members.contains_key("metadata") || members.contains_key("data") {
         let metadata = node.desired.metadata.as_deref().unwrap_or(&empty_object);
-        let payload = raw(&NodeState {
-            metadata,
-            data: &node.desired.data,
-        });
+        let payload = raw(&NodeState { metadata, data: &node.desired.data });
         announcements.push(("node_state_updated", payload));
     }
     if members.contains_key("policies") {
@@ -192,12 +177,7 @@ fn sessions(node: &Node) -> BTreeMap<String, Box<RawValue>> {
         .map_or_else(Vec::new, |config| config.sessions)
         .into_iter()
         .filter_map(|session| {
-            Some((
-                serde_json::from_str::<Session>(session.get())
-                    .ok()?
-                    .session_id,
-                session,
-            ))
+            Some((serde_json::from_str::<Session>(session.get()).ok()?.session_id, session))
         })
         .collect()
 }
@@ -209,14 +189,7 @@ fn relay_changes(
     let revoked = before
         .keys()
         .filter(|id| !after.contains_key(*id))
-        .map(|id| {
-            (
-                "relay_session_revoked",
-                raw(&SessionRevoked {
-                    session_id: id.clone(),
-                }),
-            )
-        });
+        .map(|id| ("relay_session_revoked", raw(&SessionRevoked { session_id: id.clone() })));
     let assigned = after
         .iter()
         .filter(|(id, session)| before.get(*id).is_none_or(|old| old.get() != session.get()))
@@ -229,32 +202,18 @@ type PeerMembers = BTreeMap<String, serde_json::Value>;
 
 /// What tells a reader of `before` about `after`. Peers without an id are announced whenever their text is new.
 fn peer_changes(before: &[Box<RawValue>], after: &[Box<RawValue>]) -> Vec<Announcement> {
-    let known: BTreeMap<String, &RawValue> = before
-        .iter()
-        .filter_map(|peer| Some((peer_id(&members_of(peer))?, &**peer)))
-        .collect();
-    let kept: BTreeSet<String> = after
-        .iter()
-        .filter_map(|peer| peer_id(&members_of(peer)))
-        .collect();
+    let known: BTreeMap<String, &RawValue> =
+        before.iter().filter_map(|peer| Some((peer_id(&members_of(peer))?, &**peer))).collect();
+    let kept: BTreeSet<String> = after.iter().filter_map(|peer| peer_id(&members_of(peer))).collect();
     let mut changes: Vec<Announcement> = known
         .keys()
         .filter(|id| !kept.contains(*id))
-        .map(|id| {
-            (
-                "peer_removed",
-                raw(&PeerRemoved {
-                    peer_id: id.clone(),
-                }),
-            )
-        })
+        .map(|id| ("peer_removed", raw(&PeerRemoved { peer_id: id.clone() })))
         .collect();
     let texts: BTreeSet<&str> = before.iter().map(|peer| peer.get()).collect();
     for peer in after.iter().filter(|peer| !texts.contains(peer.get())) {
         let members = members_of(peer);
-        let old = peer_id(&members)
-            .and_then(|id| known.get(&id))
-            .map(|old| members_of(old));
+        let old = peer_id(&members).and_then(|id| known.get(&id)).map(|old| members_of(old));
         let moved = old.and_then(|old| moved_only(old, members));
         changes.push(moved.unwrap_or_else(|| ("peer_added", peer.clone())));
     }
@@ -266,12 +225,7 @@ fn moved_only(mut old: PeerMembers, mut new: PeerMembers) -> Option<Announcement
     old.remove("endpoint");
     let endpoint = new.remove("endpoint")?.as_str()?.to_owned();
     let peer_id = peer_id(&new)?;
-    (old == new).then(|| {
-        (
-            "peer_endpoint_changed",
-            raw(&EndpointChanged { peer_id, endpoint }),
-        )
-    })
+    (old == new).then(|| ("peer_endpoint_changed", raw(&EndpointChanged { peer_id, endpoint })))
 }
 
 fn members_of(peer: &RawValue) -> PeerMembers {

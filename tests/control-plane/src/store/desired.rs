@@ -85,14 +85,13 @@ impl Desired {
         for (index, entry) in given.into_iter().enumerate() {
             if is_complete(&entry) {
                 versions.extend(
-                    serde_json::from_str::<Entry>(entry.get())
-                        .map(|entry| (entry.key, entry.version)),
+                    serde_json::from_str::<Entry>(entry.get()).map(|entry| (entry.key, entry.version)),
                 );
                 data.push(entry);
                 continue;
             }
-            let entry: GivenEntry = serde_json::from_str(entry.get())
-                .map_err(|error| format!("data[{index}]: {error}"))?;
+            let entry: GivenEntry =
+                serde_json::from_str(entry.get()).map_err(|error| format!("data[{index}]: {error}"))?;
             let completed = self.complete(entry, &known);
             versions.push((completed.key.clone(), completed.version));
             data.push(raw(&completed));
@@ -110,13 +109,8 @@ impl Desired {
             entry.content_type == given.content_type && entry.payload.get() == given.payload.get()
         });
         let last = self.data_versions.get(&given.key).copied().unwrap_or(0);
-        let version = given
-            .version
-            .or(same.map(|entry| entry.version))
-            .unwrap_or(last + 1);
-        let updated_at = given
-            .updated_at
-            .or(same.map(|entry| entry.updated_at.clone()));
+        let version = given.version.or(same.map(|entry| entry.version)).unwrap_or(last + 1);
+        let updated_at = given.updated_at.or(same.map(|entry| entry.updated_at.clone()));
         Entry {
             key: given.key,
             content_type: given.content_type,
@@ -128,10 +122,7 @@ impl Desired {
 
     /// Sets a secret and returns its new version.
     pub(crate) fn set_secret(&mut self, key: &str, value: String) -> u64 {
-        let secret = self.secrets.entry(key.to_owned()).or_insert(Secret {
-            value: None,
-            version: 0,
-        });
+        let secret = self.secrets.entry(key.to_owned()).or_insert(Secret { value: None, version: 0 });
         secret.version += 1;
         secret.value = Some(value);
         secret.version
@@ -139,9 +130,7 @@ impl Desired {
 
     /// Deletes a secret; says whether there was one.
     pub(crate) fn delete_secret(&mut self, key: &str) -> bool {
-        self.secrets
-            .get_mut(key)
-            .is_some_and(|secret| secret.value.take().is_some())
+        self.secrets.get_mut(key).is_some_and(|secret| secret.value.take().is_some())
     }
 
     /// A secret's value and version.
@@ -155,10 +144,7 @@ impl Desired {
         self.secrets
             .iter()
             .filter(|(_, secret)| secret.value.is_some())
-            .map(|(key, secret)| SecretRef {
-                key,
-                version: secret.version,
-            })
+            .map(|(key, secret)| SecretRef { key, version: secret.version })
             .collect()
     }
 }
@@ -173,54 +159,31 @@ fn is_complete(entry: &RawValue) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use serde_json::value::RawValue;
 
     use super::{Desired, Entry};
 
     fn given(texts: &[&str]) -> Vec<Box<RawValue>> {
-        texts
-            .iter()
-            .map(|text| RawValue::from_string((*text).to_owned()).unwrap())
-            .collect()
+        texts.iter().map(|text| RawValue::from_string((*text).to_owned()).unwrap()).collect()
     }
 
     fn version(desired: &Desired, index: usize) -> u64 {
-        serde_json::from_str::<Entry>(desired.data[index].get())
-            .unwrap()
-            .version
+        serde_json::from_str::<Entry>(desired.data[index].get()).unwrap().version
     }
 
     #[test]
     fn versions_go_up_with_the_content_and_never_back() {
         let mut desired = Desired::default();
-        desired
-            .set_data(given(&[r#"{"key":"a","payload":1}"#]))
-            .unwrap();
+        desired.set_data(given(&[r#"{"key":"a","payload":1}"#])).unwrap();
         assert_eq!(version(&desired, 0), 1);
         let first = desired.data[0].get().to_owned();
-        desired
-            .set_data(given(&[r#"{"key":"a","payload":1}"#]))
-            .unwrap();
-        assert_eq!(
-            desired.data[0].get(),
-            first,
-            "unchanged content keeps version and time"
-        );
-        desired
-            .set_data(given(&[r#"{"key":"a","payload":1.0}"#]))
-            .unwrap();
+        desired.set_data(given(&[r#"{"key":"a","payload":1}"#])).unwrap();
+        assert_eq!(desired.data[0].get(), first, "unchanged content keeps version and time");
+        desired.set_data(given(&[r#"{"key":"a","payload":1.0}"#])).unwrap();
         assert_eq!(version(&desired, 0), 2);
         desired.set_data(Vec::new()).unwrap();
-        desired
-            .set_data(given(&[r#"{"key":"a","payload":1}"#]))
-            .unwrap();
-        assert_eq!(
-            version(&desired, 0),
-            3,
-            "a deleted key goes on above its last version"
-        );
+        desired.set_data(given(&[r#"{"key":"a","payload":1}"#])).unwrap();
+        assert_eq!(version(&desired, 0), 3, "a deleted key goes on above its last version");
     }
 
     #[test]
@@ -228,17 +191,9 @@ mod tests {
         let mut desired = Desired::default();
         let complete = r#"{"version":"x", "updated_at":7, "key":"../../../pwned"}"#;
         desired
-            .set_data(given(&[
-                r#"{"key":"a","payload":{"z": 1.0,  "a":"\u00e9"}}"#,
-                complete,
-                "7",
-            ]))
+            .set_data(given(&[r#"{"key":"a","payload":{"z": 1.0,  "a":"\u00e9"}}"#, complete, "7"]))
             .unwrap();
-        assert!(
-            desired.data[0]
-                .get()
-                .contains(r#""payload":{"z": 1.0,  "a":"\u00e9"}"#)
-        );
+        assert!(desired.data[0].get().contains(r#""payload":{"z": 1.0,  "a":"\u00e9"}"#));
         assert_eq!(desired.data[1].get(), complete);
         assert_eq!(desired.data[2].get(), "7");
     }
@@ -246,16 +201,9 @@ mod tests {
     #[test]
     fn an_entry_without_key_or_payload_changes_nothing() {
         let mut desired = Desired::default();
-        desired
-            .set_data(given(&[r#"{"key":"a","payload":1}"#]))
-            .unwrap();
+        desired.set_data(given(&[r#"{"key":"a","payload":1}"#])).unwrap();
         for bad in [r#"{"payload":1}"#, r#"{"key":"b"}"#] {
-            assert!(
-                desired
-                    .set_data(given(&[bad]))
-                    .unwrap_err()
-                    .starts_with("data[0]: ")
-            );
+            assert!(desired.set_data(given(&[bad])).unwrap_err().starts_with("data[0]: "));
             assert_eq!(desired.data.len(), 1);
         }
     }

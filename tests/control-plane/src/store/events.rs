@@ -49,16 +49,10 @@ impl EventLog {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("events.journal");
         let (journal, records) = Journal::open(path.clone())?;
-        let mut log = Self {
-            journal,
-            history: VecDeque::new(),
-            bytes: 0,
-            last: 0,
-            streams: Vec::new(),
-        };
+        let mut log = Self { journal, history: VecDeque::new(), bytes: 0, last: 0, streams: Vec::new() };
         for envelope in records {
-            let header: Header = serde_json::from_str(&envelope)
-                .map_err(|error| StoreError::damaged(&path, &error))?;
+            let header: Header =
+                serde_json::from_str(&envelope).map_err(|error| StoreError::damaged(&path, &error))?;
             log.last = number(&header.event_id).unwrap_or(log.last);
             log.keep(&header.event_type, header.event_id, envelope);
         }
@@ -71,34 +65,22 @@ impl EventLog {
     }
 
     /// Stores a signed event and hands it to the open streams; one that does not keep up is ended, never waited for.
-    pub(crate) fn push(
-        &mut self,
-        event_type: &str,
-        id: String,
-        envelope: String,
-    ) -> Result<(), StoreError> {
+    pub(crate) fn push(&mut self, event_type: &str, id: String, envelope: String) -> Result<(), StoreError> {
         self.last += 1;
         self.journal.append(&envelope)?;
         let frame = self.keep(event_type, id, envelope);
-        self.streams
-            .retain(|stream| stream.try_send(frame.clone()).is_ok());
+        self.streams.retain(|stream| stream.try_send(frame.clone()).is_ok());
         if self.journal.bytes() > 2 * self.bytes + (1 << 20) {
-            self.journal
-                .rewrite(self.history.iter().map(|event| event.envelope.as_str()))?;
+            self.journal.rewrite(self.history.iter().map(|event| event.envelope.as_str()))?;
         }
         Ok(())
     }
 
     /// Opens a stream: events after `last_event_id` when the history still has that one, then what follows.
     pub(crate) fn subscribe(&mut self, last_event_id: Option<&str>) -> Subscription {
-        let known =
-            last_event_id.and_then(|id| self.history.iter().position(|event| event.id == id));
+        let known = last_event_id.and_then(|id| self.history.iter().position(|event| event.id == id));
         let replay = match known {
-            Some(position) => self
-                .history
-                .range(position + 1..)
-                .map(|event| event.frame.clone())
-                .collect(),
+            Some(position) => self.history.range(position + 1..).map(|event| event.frame.clone()).collect(),
             None => VecDeque::new(),
         };
         let (sender, live) = mpsc::channel(STREAM_QUEUE);
@@ -109,24 +91,14 @@ impl EventLog {
 
     /// How many streams are open.
     pub(crate) fn streams(&self) -> usize {
-        self.streams
-            .iter()
-            .filter(|stream| !stream.is_closed())
-            .count()
+        self.streams.iter().filter(|stream| !stream.is_closed()).count()
     }
 
     fn keep(&mut self, event_type: &str, id: String, envelope: String) -> Bytes {
-        let frame = Bytes::from(format!(
-            "id: {id}\nevent: {event_type}\ndata: {envelope}\n\n"
-        ));
+        let frame = Bytes::from(format!("id: {id}\nevent: {event_type}\ndata: {envelope}\n\n"));
         self.bytes += envelope.len();
-        self.history.push_back(Event {
-            id,
-            envelope,
-            frame: frame.clone(),
-        });
-        while self.history.len() > HISTORY || (self.bytes > HISTORY_BYTES && self.history.len() > 1)
-        {
+        self.history.push_back(Event { id, envelope, frame: frame.clone() });
+        while self.history.len() > HISTORY || (self.bytes > HISTORY_BYTES && self.history.len() > 1) {
             if let Some(old) = self.history.pop_front() {
                 self.bytes -= old.envelope.len();
             }
@@ -141,8 +113,6 @@ fn number(event_id: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::{EventLog, HISTORY};
 
     fn push(log: &mut EventLog) -> String {

@@ -12,11 +12,7 @@ use super::StoreError;
 
 /// Makes `dir` and its parents, mode 0700; a directory that exists keeps its mode.
 pub(crate) fn make_dir(dir: &Path) -> Result<(), StoreError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| StoreError::write(dir, source))
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| StoreError::write(dir, source))
 }
 
 /// Replaces `path` by `bytes`, mode 0600.
@@ -51,12 +47,7 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, S
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
     file.write_all(bytes)?;
     file.sync_all()?;
     drop(file);

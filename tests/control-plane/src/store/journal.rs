@@ -52,10 +52,7 @@ impl Journal {
     }
 
     /// Replaces the content by `records`.
-    pub(crate) fn rewrite<'a>(
-        &mut self,
-        records: impl Iterator<Item = &'a str>,
-    ) -> Result<(), StoreError> {
+    pub(crate) fn rewrite<'a>(&mut self, records: impl Iterator<Item = &'a str>) -> Result<(), StoreError> {
         let text: String = records.map(frame).collect();
         files::write(&self.path, text.as_bytes())?;
         self.bytes = text.len();
@@ -92,8 +89,6 @@ fn first(content: &[u8]) -> Option<(String, usize)> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::Journal;
 
     #[test]

@@ -66,30 +66,17 @@ pub enum StoreError {
 
 impl StoreError {
     pub(crate) fn read(path: &Path, source: io::Error) -> Self {
-        Self::Read {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Read { path: path.to_owned(), source }
     }
 
     pub(crate) fn write(path: &Path, source: io::Error) -> Self {
-        Self::Write {
-            path: path.to_owned(),
-            source,
-        }
+        Self::Write { path: path.to_owned(), source }
     }
 
     /// Takes only the place of `error`: its text may quote a key.
     pub(crate) fn damaged(path: &Path, error: &serde_json::Error) -> Self {
-        let why = format!(
-            "JSON error at line {} column {}",
-            error.line(),
-            error.column()
-        );
-        Self::Damaged {
-            path: path.to_owned(),
-            why,
-        }
+        let why = format!("JSON error at line {} column {}", error.line(), error.column());
+        Self::Damaged { path: path.to_owned(), why }
     }
 }
 
@@ -123,24 +110,17 @@ impl Store {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         files::make_dir(dir)?;
         let lock_path = dir.join("lock");
-        let lock =
-            File::create(&lock_path).map_err(|source| StoreError::write(&lock_path, source))?;
+        let lock = File::create(&lock_path).map_err(|source| StoreError::write(&lock_path, source))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(std::fs::TryLockError::WouldBlock) => {
-                return Err(StoreError::InUse {
-                    path: dir.to_owned(),
-                });
+                return Err(StoreError::InUse { path: dir.to_owned() });
             }
             Err(std::fs::TryLockError::Error(source)) => {
                 return Err(StoreError::write(&lock_path, source));
             }
         }
-        Ok(Self {
-            model: Mutex::new(Model::open(dir)?),
-            dir: dir.to_owned(),
-            _lock: lock,
-        })
+        Ok(Self { model: Mutex::new(Model::open(dir)?), dir: dir.to_owned(), _lock: lock })
     }
 
     /// Locks the model. A panic elsewhere does not end service: every change is written before it is answered.
@@ -159,12 +139,9 @@ impl Model {
         let nodes_dir = dir.join("nodes");
         files::make_dir(&nodes_dir)?;
         let mut nodes = BTreeMap::new();
-        let entries =
-            std::fs::read_dir(&nodes_dir).map_err(|source| StoreError::read(&nodes_dir, source))?;
+        let entries = std::fs::read_dir(&nodes_dir).map_err(|source| StoreError::read(&nodes_dir, source))?;
         for entry in entries {
-            let path = entry
-                .map_err(|source| StoreError::read(&nodes_dir, source))?
-                .path();
+            let path = entry.map_err(|source| StoreError::read(&nodes_dir, source))?.path();
             if let Some(node) = Node::open(&path)? {
                 nodes.insert(node.record.id.clone(), node);
             }
@@ -181,14 +158,7 @@ impl Model {
         let psks = PresharedKeys::open(dir, |id| nodes.contains_key(id))?;
         let signing = Signing::open(dir)?;
         let next_host = counters.map_or(1, |counters| counters.next_host);
-        Ok(Self {
-            dir: dir.to_owned(),
-            signing,
-            tokens,
-            nodes,
-            psks,
-            next_host,
-        })
+        Ok(Self { dir: dir.to_owned(), signing, tokens, nodes, psks, next_host })
     }
 
     /// The nodes by id.
@@ -221,10 +191,7 @@ impl Model {
         let old = self.signing.current.clone();
         self.signing = Signing {
             current: SigningKey::from_bytes(&encoding::random()),
-            previous: Some(Previous {
-                key: public_text(&old),
-                expires: encoding::time_text(expires),
-            }),
+            previous: Some(Previous { key: public_text(&old), expires: encoding::time_text(expires) }),
         };
         self.signing.write(&self.dir)?;
         // Said even when the transition is already over: a node told of no end would assume its own.
@@ -269,30 +236,19 @@ impl Signing {
     fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("signing.json");
         let Some(file) = files::read_json::<SigningFile>(&path)? else {
-            let signing = Self {
-                current: SigningKey::from_bytes(&encoding::random()),
-                previous: None,
-            };
+            let signing = Self { current: SigningKey::from_bytes(&encoding::random()), previous: None };
             signing.write(dir)?;
             return Ok(signing);
         };
         let Some(seed) = encoding::key32(&file.seed) else {
-            return Err(StoreError::Damaged {
-                path,
-                why: "the seed is not 32 bytes of base64".to_owned(),
-            });
+            return Err(StoreError::Damaged { path, why: "the seed is not 32 bytes of base64".to_owned() });
         };
-        Ok(Self {
-            current: SigningKey::from_bytes(&seed),
-            previous: file.previous,
-        })
+        Ok(Self { current: SigningKey::from_bytes(&seed), previous: file.previous })
     }
 
     fn write(&self, dir: &Path) -> Result<(), StoreError> {
-        let file = SigningFile {
-            seed: encoding::base64(self.current.as_bytes()),
-            previous: self.previous.clone(),
-        };
+        let file =
+            SigningFile { seed: encoding::base64(self.current.as_bytes()), previous: self.previous.clone() };
         files::write_json(&dir.join("signing.json"), &file)
     }
 

@@ -60,19 +60,13 @@ pub(crate) struct HeartbeatFlags {
 impl Record {
     /// What the token of this node was used for.
     pub(crate) fn registration(&self) -> Registration {
-        Registration {
-            node_id: self.id.clone(),
-            public_key: self.registered_key.clone(),
-        }
+        Registration { node_id: self.id.clone(), public_key: self.registered_key.clone() }
     }
 
     /// Where peers reach the node: what it reported, else where it was last seen and the port it listens on.
     pub(crate) fn endpoint(&self) -> SocketAddr {
         self.public_endpoint.unwrap_or_else(|| {
-            SocketAddr::new(
-                self.source_ip.to_canonical(),
-                self.listen_port.unwrap_or(DEFAULT_LISTEN_PORT),
-            )
+            SocketAddr::new(self.source_ip.to_canonical(), self.listen_port.unwrap_or(DEFAULT_LISTEN_PORT))
         })
     }
 }
@@ -149,6 +143,5 @@ impl Node {
 
 /// Writes `value` as JSON text that goes on unchanged.
 pub(crate) fn raw<T: Serialize>(value: &T) -> Box<RawValue> {
-    serde_json::value::to_raw_value(value)
-        .expect("wire values have string keys only, which always serialise")
+    serde_json::value::to_raw_value(value).expect("wire values have string keys only, which always serialise")
 }

@@ -45,21 +45,12 @@ pub(crate) enum Sighting {
 impl Model {
     /// The peers of a node as the registry has them.
     pub(crate) fn peers_of(&self, id: &str) -> Vec<Peer> {
-        self.nodes
-            .keys()
-            .filter(|other| *other != id)
-            .filter_map(|other| self.peer_of(id, other))
-            .collect()
+        self.nodes.keys().filter(|other| *other != id).filter_map(|other| self.peer_of(id, other)).collect()
     }
 
     /// `peer` as `viewer` sees it.
     pub(crate) fn peer_of(&self, viewer: &str, peer: &str) -> Option<Peer> {
-        let Record {
-            id,
-            public_key,
-            mesh_ip,
-            ..
-        } = &self.nodes.get(peer)?.record;
+        let Record { id, public_key, mesh_ip, .. } = &self.nodes.get(peer)?.record;
         Some(Peer {
             id: id.clone(),
             public_key: public_key.clone(),
@@ -72,11 +63,7 @@ impl Model {
 
     /// The peers that a node's state shows: the override when there is one.
     pub(crate) fn shown_peers(&self, id: &str) -> Vec<Box<RawValue>> {
-        match self
-            .nodes
-            .get(id)
-            .and_then(|node| node.desired.peers.as_ref())
-        {
+        match self.nodes.get(id).and_then(|node| node.desired.peers.as_ref()) {
             Some(peers) => peers.clone(),
             None => self.peers_of(id).iter().map(raw).collect(),
         }
@@ -86,10 +73,7 @@ impl Model {
     pub(crate) fn peer_endpoints(&self, id: &str) -> Vec<PeerEndpoint> {
         self.peers_of(id)
             .into_iter()
-            .map(|peer| PeerEndpoint {
-                peer_id: peer.id,
-                endpoint: peer.endpoint,
-            })
+            .map(|peer| PeerEndpoint { peer_id: peer.id, endpoint: peer.endpoint })
             .collect()
     }
 
@@ -107,10 +91,7 @@ impl Model {
         if after == before {
             return Ok(());
         }
-        let payload = raw(&PeerEndpoint {
-            peer_id: id.to_owned(),
-            endpoint: after.to_string(),
-        });
+        let payload = raw(&PeerEndpoint { peer_id: id.to_owned(), endpoint: after.to_string() });
         self.announce_to_others(id, "peer_endpoint_changed", |_, _| Some(payload.clone()))
     }
 
@@ -122,10 +103,7 @@ impl Model {
         payload: &RawValue,
     ) -> Result<Option<String>, StoreError> {
         let key = &self.signing.current;
-        self.nodes
-            .get_mut(id)
-            .map(|node| node.emit(key, event_type, payload))
-            .transpose()
+        self.nodes.get_mut(id).map(|node| node.emit(key, event_type, payload)).transpose()
     }
 
     /// Sends an event about `subject` to every other node whose peers are not overridden.
@@ -136,12 +114,8 @@ impl Model {
         payload_for: impl Fn(&Self, &str) -> Option<Box<RawValue>>,
     ) -> Result<(), StoreError> {
         let concerned = |node: &&Node| node.record.id != subject && node.desired.peers.is_none();
-        let others: Vec<String> = self
-            .nodes
-            .values()
-            .filter(concerned)
-            .map(|node| node.record.id.clone())
-            .collect();
+        let others: Vec<String> =
+            self.nodes.values().filter(concerned).map(|node| node.record.id.clone()).collect();
         for other in others {
             if let Some(payload) = payload_for(self, &other) {
                 self.emit(&other, event_type, &payload)?;
@@ -187,8 +161,8 @@ impl PresharedKeys {
         let mut pairs = BTreeMap::new();
         let found = records.len();
         for record in records {
-            let line: Line = serde_json::from_str(&record)
-                .map_err(|error| StoreError::damaged(&path, &error))?;
+            let line: Line =
+                serde_json::from_str(&record).map_err(|error| StoreError::damaged(&path, &error))?;
             if exists(&line.a) && exists(&line.b) {
                 pairs.insert((line.a, line.b), line.psk);
             }
@@ -226,20 +200,10 @@ impl PresharedKeys {
 }
 
 fn ordered(one: &str, other: &str) -> (String, String) {
-    let (a, b) = if one <= other {
-        (one, other)
-    } else {
-        (other, one)
-    };
+    let (a, b) = if one <= other { (one, other) } else { (other, one) };
     (a.to_owned(), b.to_owned())
 }
 
 fn line(a: &str, b: &str, psk: &str) -> String {
-    raw(&Line {
-        a: a.to_owned(),
-        b: b.to_owned(),
-        psk: psk.to_owned(),
-    })
-    .get()
-    .to_owned()
+    raw(&Line { a: a.to_owned(), b: b.to_owned(), psk: psk.to_owned() }).get().to_owned()
 }

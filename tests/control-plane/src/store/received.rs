@@ -76,11 +76,10 @@ impl Received {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("received.journal");
         let (journal, records) = Journal::open(path.clone())?;
-        let mut queues: BTreeMap<Kind, Queue> =
-            Kind::ALL.map(|kind| (kind, Queue::default())).into();
+        let mut queues: BTreeMap<Kind, Queue> = Kind::ALL.map(|kind| (kind, Queue::default())).into();
         for record in records {
-            let line: Line = serde_json::from_str(&record)
-                .map_err(|error| StoreError::damaged(&path, &error))?;
+            let line: Line =
+                serde_json::from_str(&record).map_err(|error| StoreError::damaged(&path, &error))?;
             queues.entry(line.kind).or_default().push(line);
         }
         Ok(Self { journal, queues })
@@ -88,21 +87,14 @@ impl Received {
 
     /// Keeps `body` as the latest of its kind.
     pub(crate) fn push(&mut self, kind: Kind, body: Box<RawValue>) -> Result<(), StoreError> {
-        let line = Line {
-            kind,
-            received_at: encoding::now_text(),
-            body,
-        };
+        let line = Line { kind, received_at: encoding::now_text(), body };
         self.journal.append(&text(&line))?;
         self.queues.entry(kind).or_default().push(line);
         let kept: usize = self.queues.values().map(|queue| queue.bytes).sum();
         // A line takes more than its body: the slack and the factor leave room for that.
         if self.journal.bytes() > 4 * kept + SLACK_BYTES {
-            let lines: Vec<String> = self
-                .queues
-                .values()
-                .flat_map(|queue| queue.lines.iter().map(text))
-                .collect();
+            let lines: Vec<String> =
+                self.queues.values().flat_map(|queue| queue.lines.iter().map(text)).collect();
             self.journal.rewrite(lines.iter().map(String::as_str))?;
         }
         Ok(())
@@ -121,10 +113,7 @@ impl Received {
                 let bodies: Vec<Shown<'_>> = queue
                     .lines
                     .iter()
-                    .map(|line| Shown {
-                        received_at: &line.received_at,
-                        body: &line.body,
-                    })
+                    .map(|line| Shown { received_at: &line.received_at, body: &line.body })
                     .collect();
                 (*kind, bodies)
             })
@@ -181,11 +170,7 @@ impl Reports {
     pub(crate) fn open(dir: &Path) -> Result<Self, StoreError> {
         let path = dir.join("reports.journal");
         let (journal, records) = Journal::open(path.clone())?;
-        let mut reports = Self {
-            journal,
-            current: BTreeMap::new(),
-            bytes: 0,
-        };
+        let mut reports = Self { journal, current: BTreeMap::new(), bytes: 0 };
         for record in records {
             let damaged = |error: serde_json::Error| StoreError::damaged(&path, &error);
             match serde_json::from_str(&record).map_err(damaged)? {
@@ -204,11 +189,7 @@ impl Reports {
     }
 
     /// Stores an entry as it came.
-    pub(crate) fn put(
-        &mut self,
-        parts: EntryParts,
-        entry: Box<RawValue>,
-    ) -> Result<(), StoreError> {
+    pub(crate) fn put(&mut self, parts: EntryParts, entry: Box<RawValue>) -> Result<(), StoreError> {
         self.journal.append(&text(&Change::Put(entry.clone())))?;
         self.set(parts, entry);
         self.trim()
@@ -219,38 +200,21 @@ impl Reports {
         if !self.current.contains_key(key) {
             return Ok(());
         }
-        self.journal
-            .append(&text(&Change::Deleted(key.to_owned())))?;
+        self.journal.append(&text(&Change::Deleted(key.to_owned())))?;
         self.unset(key);
         self.trim()
     }
 
     /// The entries by key.
     pub(crate) fn shown(&self) -> BTreeMap<&str, &RawValue> {
-        self.current
-            .iter()
-            .map(|(key, report)| (key.as_str(), &*report.entry))
-            .collect()
+        self.current.iter().map(|(key, report)| (key.as_str(), &*report.entry)).collect()
     }
 
     fn set(&mut self, parts: EntryParts, entry: Box<RawValue>) {
-        let EntryParts {
-            key,
-            content_type,
-            payload,
-            version,
-        } = parts;
+        let EntryParts { key, content_type, payload, version } = parts;
         self.unset(&key);
         self.bytes += entry.get().len();
-        self.current.insert(
-            key,
-            Report {
-                version,
-                content_type,
-                payload,
-                entry,
-            },
-        );
+        self.current.insert(key, Report { version, content_type, payload, entry });
     }
 
     fn unset(&mut self, key: &str) {
@@ -263,11 +227,8 @@ impl Reports {
         if self.journal.bytes() <= 4 * self.bytes + SLACK_BYTES {
             return Ok(());
         }
-        let lines: Vec<String> = self
-            .current
-            .values()
-            .map(|report| text(&Change::Put(report.entry.clone())))
-            .collect();
+        let lines: Vec<String> =
+            self.current.values().map(|report| text(&Change::Put(report.entry.clone()))).collect();
         self.journal.rewrite(lines.iter().map(String::as_str))
     }
 }

@@ -77,49 +77,28 @@ struct PeerRemoved<'a> {
 
 impl Model {
     /// Makes a token that is good for one registration within `ttl`; returns it with the end of its life.
-    pub(crate) fn create_token(
-        &mut self,
-        ttl: SignedDuration,
-    ) -> Result<(String, String), StoreError> {
+    pub(crate) fn create_token(&mut self, ttl: SignedDuration) -> Result<(String, String), StoreError> {
         let now = Timestamp::now();
-        self.tokens
-            .retain(|_, token| token.used_by.is_some() || !expired(token, now));
+        self.tokens.retain(|_, token| token.used_by.is_some() || !expired(token, now));
         let text = format!("plx_enroll_{}", encoding::random_hex::<16>());
         let expires_at = encoding::time_text(now.saturating_add(ttl).unwrap_or(Timestamp::MAX));
-        self.tokens.insert(
-            text.clone(),
-            Token {
-                expires_at: expires_at.clone(),
-                used_by: None,
-            },
-        );
+        self.tokens.insert(text.clone(), Token { expires_at: expires_at.clone(), used_by: None });
         self.write_tokens()?;
         Ok((text, expires_at))
     }
 
     /// Registers a node and announces it to the others; returns its id. The same token and key give the same node.
     pub(crate) fn register(&mut self, candidate: Candidate) -> Result<String, RegisterError> {
-        let token = self
-            .tokens
-            .get(&candidate.token)
-            .ok_or(RegisterError::Token)?;
+        let token = self.tokens.get(&candidate.token).ok_or(RegisterError::Token)?;
         if let Some(registration) = &token.used_by {
             let same = registration.public_key == candidate.public_key
                 && self.nodes.contains_key(&registration.node_id);
-            return if same {
-                Ok(registration.node_id.clone())
-            } else {
-                Err(RegisterError::Token)
-            };
+            return if same { Ok(registration.node_id.clone()) } else { Err(RegisterError::Token) };
         }
         if expired(token, Timestamp::now()) {
             return Err(RegisterError::Token);
         }
-        if self
-            .nodes
-            .values()
-            .any(|node| node.record.hostname == candidate.hostname)
-        {
+        if self.nodes.values().any(|node| node.record.hostname == candidate.hostname) {
             return Err(RegisterError::Hostname);
         }
         let record = self.new_record(candidate)?;
@@ -166,12 +145,7 @@ impl Model {
             return Err(RegisterError::Addresses);
         }
         self.next_host += 1;
-        files::write_json(
-            &self.dir.join("counters.json"),
-            &Counters {
-                next_host: self.next_host,
-            },
-        )?;
+        files::write_json(&self.dir.join("counters.json"), &Counters { next_host: self.next_host })?;
         Ok(Ipv4Addr::from(u32::from(MESH_NETWORK) + host))
     }
 
@@ -189,46 +163,27 @@ impl Model {
     /// Gives a node a new public key and every pair it is in a new PSK. Nobody is told yet: see [`announce_key`].
     ///
     /// [`announce_key`]: Self::announce_key
-    pub(crate) fn rotate_key(
-        &mut self,
-        id: &str,
-        public_key: &str,
-    ) -> Result<Rotation, StoreError> {
+    pub(crate) fn rotate_key(&mut self, id: &str, public_key: &str) -> Result<Rotation, StoreError> {
         let Some(node) = self.nodes.get_mut(id) else {
-            return Ok(Rotation {
-                updated_peers: Vec::new(),
-                announce: false,
-            });
+            return Ok(Rotation { updated_peers: Vec::new(), announce: false });
         };
         let announce = node.record.public_key != public_key;
         if announce {
             public_key.clone_into(&mut node.record.public_key);
-            let others: Vec<String> = self
-                .nodes
-                .keys()
-                .filter(|other| *other != id)
-                .cloned()
-                .collect();
+            let others: Vec<String> = self.nodes.keys().filter(|other| *other != id).cloned().collect();
             self.psks.renew(id, others.iter())?;
             if let Some(node) = self.nodes.get(id) {
                 node.write_record()?;
             }
         }
-        Ok(Rotation {
-            updated_peers: self.peers_of(id),
-            announce,
-        })
+        Ok(Rotation { updated_peers: self.peers_of(id), announce })
     }
 
     /// Tells the other nodes the key that `id` has now and the PSK each of them shares with it.
     pub(crate) fn announce_key(&mut self, id: &str) -> Result<(), StoreError> {
         self.announce_to_others(id, "peer_key_rotated", |model, other| {
             let peer = model.peer_of(other, id)?;
-            Some(raw(&KeyRotated {
-                peer_id: id,
-                public_key: &peer.public_key,
-                psk: &peer.psk,
-            }))
+            Some(raw(&KeyRotated { peer_id: id, public_key: &peer.public_key, psk: &peer.psk }))
         })
     }
 

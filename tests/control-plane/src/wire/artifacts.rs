@@ -15,17 +15,9 @@ pub(super) fn get(app: &App, headers: &HeaderMap, names: [&str; 3]) -> Result<Re
     if !names.iter().all(|name| is_plain(name)) {
         return Err(Refusal::not_found());
     }
-    let path = names
-        .iter()
-        .fold(app.store.dir().join("artifacts/plexd"), |path, name| {
-            path.join(name)
-        });
+    let path = names.iter().fold(app.store.dir().join("artifacts/plexd"), |path, name| path.join(name));
     match std::fs::read(&path) {
-        Ok(bytes) => Ok(reply::with_type(
-            StatusCode::OK,
-            "application/octet-stream",
-            Bytes::from(bytes),
-        )),
+        Ok(bytes) => Ok(reply::with_type(StatusCode::OK, "application/octet-stream", Bytes::from(bytes))),
         Err(error)
             if matches!(
                 error.kind(),
@@ -36,17 +28,11 @@ pub(super) fn get(app: &App, headers: &HeaderMap, names: [&str; 3]) -> Result<Re
         }
         Err(error) => {
             tracing::error!(path = %path.display(), %error, "artifact not read");
-            Err(Refusal::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "internal error",
-            ))
+            Err(Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error"))
         }
     }
 }
 
 fn is_plain(name: &str) -> bool {
-    !name.starts_with('.')
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b".-_+".contains(&byte))
+    !name.starts_with('.') && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_+".contains(&byte))
 }

@@ -47,63 +47,35 @@ struct TriggeredBy {
     _email: String,
 }
 
-pub(super) fn ack(
-    app: &App,
-    id: &str,
-    execution: &str,
-    body: Box<RawValue>,
-) -> Result<Reply, Refusal> {
+pub(super) fn ack(app: &App, id: &str, execution: &str, body: Box<RawValue>) -> Result<Reply, Refusal> {
     let ack: Ack = fields(&body)?;
     same_execution(&ack.execution_id, execution)?;
     one_of(&ack.status, &["accepted", "rejected"])?;
-    node_mut(&mut app.store.lock(), id)?
-        .received
-        .push(Kind::Acks, body)?;
+    node_mut(&mut app.store.lock(), id)?.received.push(Kind::Acks, body)?;
     Ok(reply::acknowledged())
 }
 
-pub(super) fn result(
-    app: &App,
-    id: &str,
-    execution: &str,
-    body: Box<RawValue>,
-) -> Result<Reply, Refusal> {
+pub(super) fn result(app: &App, id: &str, execution: &str, body: Box<RawValue>) -> Result<Reply, Refusal> {
     let result: ExecutionResult = fields(&body)?;
     same_execution(&result.execution_id, execution)?;
-    one_of(
-        &result.status,
-        &["success", "failure", "timeout", "cancelled"],
-    )?;
+    one_of(&result.status, &["success", "failure", "timeout", "cancelled"])?;
     if result.stdout.len() > MAX_OUTPUT || result.stderr.len() > MAX_OUTPUT {
-        return Err(Refusal::bad_request(
-            "stdout and stderr have at most 64 KiB each",
-        ));
+        return Err(Refusal::bad_request("stdout and stderr have at most 64 KiB each"));
     }
     if encoding::parse_time(&result.finished_at).is_none() {
         return Err(Refusal::bad_request("finished_at must be RFC 3339"));
     }
-    node_mut(&mut app.store.lock(), id)?
-        .received
-        .push(Kind::Results, body)?;
+    node_mut(&mut app.store.lock(), id)?.received.push(Kind::Results, body)?;
     Ok(reply::acknowledged())
 }
 
 fn same_execution(given: &str, path: &str) -> Result<(), Refusal> {
-    if given == path {
-        Ok(())
-    } else {
-        Err(Refusal::bad_request(
-            "execution_id is not the one of the path",
-        ))
-    }
+    if given == path { Ok(()) } else { Err(Refusal::bad_request("execution_id is not the one of the path")) }
 }
 
 fn one_of(status: &str, allowed: &[&str]) -> Result<(), Refusal> {
     if allowed.contains(&status) {
         return Ok(());
     }
-    Err(Refusal::bad_request(format!(
-        "status must be one of {}",
-        allowed.join(", ")
-    )))
+    Err(Refusal::bad_request(format!("status must be one of {}", allowed.join(", "))))
 }

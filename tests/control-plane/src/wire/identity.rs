@@ -95,9 +95,7 @@ fn candidate(request: RegisterRequest, source_ip: IpAddr) -> Result<Candidate, R
         return Err(Refusal::bad_request("hostname must have 1 to 253 bytes"));
     }
     if encoding::key32(&request.public_key).is_none() {
-        return Err(Refusal::bad_request(
-            "public_key must be 32 bytes of base64",
-        ));
+        return Err(Refusal::bad_request("public_key must be 32 bytes of base64"));
     }
     if let Some(metadata) = &request.metadata {
         fields::<std::collections::BTreeMap<String, String>>(metadata)?;
@@ -131,25 +129,17 @@ pub(super) fn deregister(app: &App, id: &str) -> Result<Reply, Refusal> {
     Ok(reply::acknowledged())
 }
 
-pub(super) async fn rotate(
-    app: &Arc<App>,
-    headers: &HeaderMap,
-    body: Incoming,
-) -> Result<Reply, Refusal> {
+pub(super) async fn rotate(app: &Arc<App>, headers: &HeaderMap, body: Incoming) -> Result<Reply, Refusal> {
     authorized_as_any(&app.store.lock(), headers)?;
     let body = json_body(headers, body).await?;
     let request: RotateRequest = fields(&body)?;
     if encoding::key32(&request.new_public_key).is_none() {
-        return Err(Refusal::bad_request(
-            "new_public_key must be 32 bytes of base64",
-        ));
+        return Err(Refusal::bad_request("new_public_key must be 32 bytes of base64"));
     }
     let mut model = app.store.lock();
     authorized(&model, &request.node_id, headers)?;
     let rotation = model.rotate_key(&request.node_id, &request.new_public_key)?;
-    let answer = RotateResponse {
-        updated_peers: rotation.updated_peers,
-    };
+    let answer = RotateResponse { updated_peers: rotation.updated_peers };
     if !rotation.announce {
         return Ok(reply::ok(&answer));
     }
@@ -161,11 +151,7 @@ pub(super) async fn rotate(
 /// Wraps the answer of a rotation so that the others hear of the new key once it has been written out: the rotating
 /// node swaps first, its peers follow (contract, section 4).
 fn announced_after(body: reply::Body, app: Arc<App>, node: String) -> reply::Body {
-    AnnouncingBody {
-        body,
-        announcement: Some((app, node)),
-    }
-    .boxed_unsync()
+    AnnouncingBody { body, announcement: Some((app, node)) }.boxed_unsync()
 }
 
 struct AnnouncingBody {

@@ -117,12 +117,7 @@ pub(super) fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
-pub(super) fn heartbeat(
-    app: &App,
-    id: &str,
-    from: IpAddr,
-    body: Box<RawValue>,
-) -> Result<Reply, Refusal> {
+pub(super) fn heartbeat(app: &App, id: &str, from: IpAddr, body: Box<RawValue>) -> Result<Reply, Refusal> {
     let heartbeat: Heartbeat = fields(&body)?;
     check(&heartbeat, id)?;
     let port = heartbeat.mesh.map(|mesh| mesh.listen_port);
@@ -153,12 +148,8 @@ fn check(heartbeat: &Heartbeat, id: &str) -> Result<(), Refusal> {
         return Err(Refusal::bad_request(format!("{name} is required")));
     }
     match &heartbeat.mesh {
-        Some(mesh) if mesh.interface.is_empty() => {
-            Err(Refusal::bad_request("mesh.interface is required"))
-        }
-        Some(mesh) if mesh.listen_port == 0 => {
-            Err(Refusal::bad_request("mesh.listen_port is required"))
-        }
+        Some(mesh) if mesh.interface.is_empty() => Err(Refusal::bad_request("mesh.interface is required")),
+        Some(mesh) if mesh.listen_port == 0 => Err(Refusal::bad_request("mesh.listen_port is required")),
         _ => Ok(()),
     }
 }
@@ -184,10 +175,6 @@ pub(super) fn endpoint(app: &App, id: &str, body: Box<RawValue>) -> Result<Reply
     };
     let mut model = app.store.lock();
     model.see(id, Sighting::Public(public))?;
-    node_mut(&mut model, id)?
-        .received
-        .push(Kind::Endpoint, body)?;
-    Ok(reply::ok(&EndpointResponse {
-        peer_endpoints: model.peer_endpoints(id),
-    }))
+    node_mut(&mut model, id)?.received.push(Kind::Endpoint, body)?;
+    Ok(reply::ok(&EndpointResponse { peer_endpoints: model.peer_endpoints(id) }))
 }

@@ -29,11 +29,7 @@ pub(crate) mod state;
 enum Target {
     Register,
     Rotate,
-    Artifact {
-        version: String,
-        os: String,
-        arch: String,
-    },
+    Artifact { version: String, os: String, arch: String },
     Node(String, NodeCall),
 }
 
@@ -63,11 +59,9 @@ impl Target {
         match segments.as_slice() {
             ["v1", "register"] => Ok(Self::Register),
             ["v1", "keys", "rotate"] => Ok(Self::Rotate),
-            ["v1", "artifacts", "plexd", version, os, arch] => Ok(Self::Artifact {
-                version: decoded(version)?,
-                os: decoded(os)?,
-                arch: decoded(arch)?,
-            }),
+            ["v1", "artifacts", "plexd", version, os, arch] => {
+                Ok(Self::Artifact { version: decoded(version)?, os: decoded(os)?, arch: decoded(arch)? })
+            }
             ["v1", "nodes", id, call @ ..] => Ok(Self::Node(decoded(id)?, NodeCall::parse(call)?)),
             _ => Err(Refusal::not_found()),
         }
@@ -141,12 +135,7 @@ pub(crate) async fn handle(app: &Arc<App>, from: IpAddr, request: Request<Incomi
     }
 }
 
-async fn respond(
-    app: &Arc<App>,
-    from: IpAddr,
-    parts: &Parts,
-    body: Incoming,
-) -> Result<Reply, Refusal> {
+async fn respond(app: &Arc<App>, from: IpAddr, parts: &Parts, body: Incoming) -> Result<Reply, Refusal> {
     let target = Target::parse(parts.uri.path())?;
     let (endpoint, method) = target.endpoint();
     if parts.method != method {
@@ -163,9 +152,7 @@ async fn respond(
     match target {
         Target::Register => identity::register(app, from, headers, body).await,
         Target::Rotate => identity::rotate(app, headers, body).await,
-        Target::Artifact { version, os, arch } => {
-            artifacts::get(app, headers, [&version, &os, &arch])
-        }
+        Target::Artifact { version, os, arch } => artifacts::get(app, headers, [&version, &os, &arch]),
         Target::Node(id, call) => {
             authorized(&app.store.lock(), &id, headers)?;
             node_call(app, from, headers, body, &id, call).await
@@ -191,9 +178,7 @@ async fn node_call(
         NodeCall::Drift => state::drift(app, id, json_body(headers, body).await?),
         NodeCall::Secret(key) => state::secret(app, id, &key),
         NodeCall::Report => reports::sync(app, id, json_body(headers, body).await?),
-        NodeCall::Ack(execution) => {
-            executions::ack(app, id, &execution, json_body(headers, body).await?)
-        }
+        NodeCall::Ack(execution) => executions::ack(app, id, &execution, json_body(headers, body).await?),
         NodeCall::Result(execution) => {
             executions::result(app, id, &execution, json_body(headers, body).await?)
         }
@@ -207,9 +192,7 @@ fn events(app: &App, id: &str, headers: &HeaderMap) -> Result<Reply, Refusal> {
     if app.faults.drops_streams() {
         return Ok(sse::cut_reply());
     }
-    let last = headers
-        .get("last-event-id")
-        .and_then(|value| value.to_str().ok());
+    let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
     let cut = app.faults.cut();
     let subscription = node_mut(&mut app.store.lock(), id)?.events.subscribe(last);
     Ok(sse::reply(subscription, cut))
@@ -226,17 +209,12 @@ async fn json_body(headers: &HeaderMap, body: Incoming) -> Result<Box<RawValue>,
 
 /// Insists on a content type; parameters such as a charset are allowed.
 fn content_type(headers: &HeaderMap, wanted: &str) -> Result<(), Refusal> {
-    let given = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
+    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = given.split(';').next().unwrap_or_default().trim();
     if essence.eq_ignore_ascii_case(wanted) {
         return Ok(());
     }
-    Err(Refusal::bad_request(format!(
-        "Content-Type must be {wanted}"
-    )))
+    Err(Refusal::bad_request(format!("Content-Type must be {wanted}")))
 }
 
 /// Reads the fields of a body or record whose bytes are kept.
@@ -247,9 +225,7 @@ fn fields<T: serde::de::DeserializeOwned>(body: &RawValue) -> Result<T, Refusal>
 /// Finds the node that `id` names and compares the credential in constant time.
 fn authorized<'a>(model: &'a Model, id: &str, headers: &HeaderMap) -> Result<&'a Node, Refusal> {
     let credential = bearer(headers).ok_or_else(Refusal::unauthorized)?;
-    let node = model
-        .node(id)
-        .ok_or_else(|| Refusal::new(http::StatusCode::NOT_FOUND, "unknown node"))?;
+    let node = model.node(id).ok_or_else(|| Refusal::new(http::StatusCode::NOT_FOUND, "unknown node"))?;
     if bool::from(node.record.node_secret_key.as_bytes().ct_eq(credential)) {
         Ok(node)
     } else {
@@ -260,28 +236,16 @@ fn authorized<'a>(model: &'a Model, id: &str, headers: &HeaderMap) -> Result<&'a
 /// Says whether the credential is that of any node; every node is compared.
 fn authorized_as_any(model: &Model, headers: &HeaderMap) -> Result<(), Refusal> {
     let credential = bearer(headers).ok_or_else(Refusal::unauthorized)?;
-    let known = model.nodes().fold(0, |known, node| {
-        known
-            | node
-                .record
-                .node_secret_key
-                .as_bytes()
-                .ct_eq(credential)
-                .unwrap_u8()
-    });
-    if known == 1 {
-        Ok(())
-    } else {
-        Err(Refusal::unauthorized())
-    }
+    let known = model
+        .nodes()
+        .fold(0, |known, node| known | node.record.node_secret_key.as_bytes().ct_eq(credential).unwrap_u8());
+    if known == 1 { Ok(()) } else { Err(Refusal::unauthorized()) }
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
     let value = headers.get(header::AUTHORIZATION)?.as_bytes();
     let (scheme, credential) = value.split_at_checked(7)?;
-    scheme
-        .eq_ignore_ascii_case(b"bearer ")
-        .then_some(credential)
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(credential)
 }
 
 /// The node a request was authorised for; it may be gone since.
@@ -291,8 +255,6 @@ fn node_mut<'a>(model: &'a mut Model, id: &str) -> Result<&'a mut Node, Refusal>
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use super::{NodeCall, Target};
     use crate::faults::ENDPOINTS;
 
@@ -326,21 +288,10 @@ mod tests {
     #[test]
     fn a_secret_key_is_one_percent_encoded_segment() {
         let target = Target::parse("/v1/nodes/n_1/secrets/tls%2Fserver.key%20%C3%BC").unwrap();
-        assert_eq!(
-            target,
-            Target::Node(
-                "n_1".to_owned(),
-                NodeCall::Secret("tls/server.key ü".to_owned())
-            )
-        );
-        for unknown in [
-            "/",
-            "/v1",
-            "/v1/nodes/n_1",
-            "/v1/nodes/n_1/secrets/a/b",
-            "/v1/register/",
-            "/v1/nodes/n_1/x",
-        ] {
+        assert_eq!(target, Target::Node("n_1".to_owned(), NodeCall::Secret("tls/server.key ü".to_owned())));
+        for unknown in
+            ["/", "/v1", "/v1/nodes/n_1", "/v1/nodes/n_1/secrets/a/b", "/v1/register/", "/v1/nodes/n_1/x"]
+        {
             assert!(Target::parse(unknown).is_err(), "{unknown}");
         }
     }

@@ -101,12 +101,7 @@ pub(super) async fn metrics(
     accept::<MetricPoint>(app, id, Kind::Metrics, &points)
 }
 
-pub(super) async fn logs(
-    app: &App,
-    id: &str,
-    headers: &HeaderMap,
-    body: Incoming,
-) -> Result<Reply, Refusal> {
+pub(super) async fn logs(app: &App, id: &str, headers: &HeaderMap, body: Incoming) -> Result<Reply, Refusal> {
     let text = batch(headers, body, "application/x-ndjson").await?;
     accept::<LogEntry>(app, id, Kind::Logs, &lines(&text)?)
 }
@@ -146,33 +141,21 @@ fn decode(compressed: &Bytes) -> Result<String, Refusal> {
 }
 
 fn lines(text: &str) -> Result<Vec<Box<RawValue>>, Refusal> {
-    text.lines()
-        .filter(|line| !line.trim().is_empty())
-        .map(|line| reply::parse(line.as_bytes()))
-        .collect()
+    text.lines().filter(|line| !line.trim().is_empty()).map(|line| reply::parse(line.as_bytes())).collect()
 }
 
-fn accept<T: Timed>(
-    app: &App,
-    id: &str,
-    kind: Kind,
-    records: &[Box<RawValue>],
-) -> Result<Reply, Refusal> {
+fn accept<T: Timed>(app: &App, id: &str, kind: Kind, records: &[Box<RawValue>]) -> Result<Reply, Refusal> {
     for record in records {
         if encoding::parse_time(fields::<T>(record)?.timestamp()).is_none() {
             return Err(Refusal::bad_request("timestamp must be RFC 3339"));
         }
     }
-    node_mut(&mut app.store.lock(), id)?
-        .received
-        .push(kind, raw(&records))?;
+    node_mut(&mut app.store.lock(), id)?.received.push(kind, raw(&records))?;
     Ok(reply::json(StatusCode::ACCEPTED, &serde_json::Map::new()))
 }
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
-
     use std::io::Write as _;
 
     use bytes::Bytes;
@@ -191,19 +174,12 @@ mod tests {
     #[test]
     fn a_batch_is_bounded_after_decompression() {
         assert_eq!(decode(&gzip(&vec![b' '; LIMIT])).unwrap().len(), LIMIT);
-        assert_eq!(
-            decode(&gzip(&vec![b' '; LIMIT + 1])).unwrap_err().status,
-            StatusCode::PAYLOAD_TOO_LARGE
-        );
+        assert_eq!(decode(&gzip(&vec![b' '; LIMIT + 1])).unwrap_err().status, StatusCode::PAYLOAD_TOO_LARGE);
     }
 
     #[test]
     fn what_is_not_gzip_or_not_text_is_refused() {
-        for bad in [
-            Bytes::from_static(b"[]"),
-            gzip(b"[]").slice(..12),
-            gzip(b"\xff"),
-        ] {
+        for bad in [Bytes::from_static(b"[]"), gzip(b"[]").slice(..12), gzip(b"\xff")] {
             assert_eq!(decode(&bad).unwrap_err().status, StatusCode::BAD_REQUEST);
         }
     }

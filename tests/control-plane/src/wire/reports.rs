@@ -27,11 +27,7 @@ struct UpdatedAt {
 
 pub(super) fn sync(app: &App, id: &str, body: Box<RawValue>) -> Result<Reply, Refusal> {
     let request: ReportSync = fields(&body)?;
-    let entries = request
-        .entries
-        .into_iter()
-        .map(entry)
-        .collect::<Result<Vec<_>, _>>()?;
+    let entries = request.entries.into_iter().map(entry).collect::<Result<Vec<_>, _>>()?;
     if request.deleted.iter().any(String::is_empty) {
         return Err(Refusal::bad_request("a deleted key is empty"));
     }
@@ -45,11 +41,7 @@ pub(super) fn sync(app: &App, id: &str, body: Box<RawValue>) -> Result<Reply, Re
         node.reports.delete(key)?;
     }
     for (parts, entry) in entries {
-        if node
-            .reports
-            .get(&parts.key)
-            .is_none_or(|stored| stored.version <= parts.version)
-        {
+        if node.reports.get(&parts.key).is_none_or(|stored| stored.version <= parts.version) {
             node.reports.put(parts, entry)?;
         }
     }
@@ -72,7 +64,6 @@ fn entry(entry: Box<RawValue>) -> Result<(EntryParts, Box<RawValue>), Refusal> {
 fn conflicts(node: &Node, parts: &EntryParts) -> bool {
     node.reports.get(&parts.key).is_some_and(|stored| {
         parts.version < stored.version
-            && (parts.content_type != stored.content_type
-                || parts.payload.get() != stored.payload.get())
+            && (parts.content_type != stored.content_type || parts.payload.get() != stored.payload.get())
     })
 }

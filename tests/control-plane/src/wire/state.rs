@@ -110,12 +110,7 @@ pub(super) fn secret(app: &App, id: &str, key: &str) -> Result<Reply, Refusal> {
     let secret_key = encoding::key32(&node.record.node_secret_key)
         .ok_or_else(|| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "internal error"))?;
     let sealed = secrets::seal(&secret_key, value);
-    Ok(reply::ok(&SecretResponse {
-        key,
-        ciphertext: sealed.ciphertext,
-        nonce: sealed.nonce,
-        version,
-    }))
+    Ok(reply::ok(&SecretResponse { key, ciphertext: sealed.ciphertext, nonce: sealed.nonce, version }))
 }
 
 pub(super) fn drift(app: &App, id: &str, body: Box<RawValue>) -> Result<Reply, Refusal> {
@@ -123,8 +118,6 @@ pub(super) fn drift(app: &App, id: &str, body: Box<RawValue>) -> Result<Reply, R
     if encoding::parse_time(&report.timestamp).is_none() {
         return Err(Refusal::bad_request("timestamp must be RFC 3339"));
     }
-    node_mut(&mut app.store.lock(), id)?
-        .received
-        .push(Kind::Drift, body)?;
+    node_mut(&mut app.store.lock(), id)?.received.push(Kind::Drift, body)?;
     Ok(reply::acknowledged())
 }

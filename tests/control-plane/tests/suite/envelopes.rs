@@ -51,10 +51,7 @@ fn accepted() -> Vec<Case> {
         .unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../vectors").to_owned());
     let text = std::fs::read_to_string(format!("{dir}/envelopes.json")).unwrap();
     let cases: Vec<Case> = serde_json::from_str(&text).unwrap();
-    let accepted: Vec<Case> = cases
-        .into_iter()
-        .filter(|case| case.expect == "accept")
-        .collect();
+    let accepted: Vec<Case> = cases.into_iter().filter(|case| case.expect == "accept").collect();
     assert!(!accepted.is_empty(), "the vectors hold no case to accept");
     accepted
 }
@@ -68,15 +65,8 @@ fn canonical_bytes_are_those_of_the_vectors() {
             assert_eq!(&text, wanted, "{}", case.name);
         }
         let keys = [Some(case.current_key), case.previous_key];
-        let signed = keys
-            .into_iter()
-            .flatten()
-            .any(|key| verifies(&key, &text, &envelope.signature));
-        assert!(
-            signed,
-            "{}: the vector's signature is not over these bytes",
-            case.name
-        );
+        let signed = keys.into_iter().flatten().any(|key| verifies(&key, &text, &envelope.signature));
+        assert!(signed, "{}: the vector's signature is not over these bytes", case.name);
     }
 }
 
@@ -89,16 +79,7 @@ fn a_sealed_envelope_is_one_line_and_verifies_over_its_canonical_bytes() {
         let text = seal(&given.draft(), &key);
         assert!(!text.contains(['\n', '\r']), "{}", case.name);
         let sealed: Envelope = serde_json::from_str(&text).unwrap();
-        assert!(
-            verifies(&public, &canonical(&sealed.draft()), &sealed.signature),
-            "{}",
-            case.name
-        );
-        assert_eq!(
-            canonical(&sealed.draft()),
-            canonical(&given.draft()),
-            "{}",
-            case.name
-        );
+        assert!(verifies(&public, &canonical(&sealed.draft()), &sealed.signature), "{}", case.name);
+        assert_eq!(canonical(&sealed.draft()), canonical(&given.draft()), "{}", case.name);
     }
 }

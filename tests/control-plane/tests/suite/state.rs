@@ -10,9 +10,7 @@ use serde_json::{Value, json};
 use crate::support::{Devcp, Node, answer, state_dir};
 
 async fn set(devcp: &Devcp, node: &Node, body: &str) -> Value {
-    let answer = devcp
-        .admin(Method::PUT, &format!("nodes/{}/state", node.id), Some(body))
-        .await;
+    let answer = devcp.admin(Method::PUT, &format!("nodes/{}/state", node.id), Some(body)).await;
     assert_eq!(answer.status, StatusCode::OK, "{}", answer.text());
     answer.json()
 }
@@ -22,41 +20,16 @@ async fn a_state_has_the_documented_members_and_optional_ones_only_when_set() {
     let dir = state_dir();
     let devcp = Devcp::start(dir.path());
     let node = devcp.enrol("one", 1).await;
-    let names = |state: &Value| {
-        state
-            .as_object()
-            .unwrap()
-            .keys()
-            .cloned()
-            .collect::<Vec<_>>()
-    };
+    let names = |state: &Value| state.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    let state = devcp.state(&node).await;
+    assert_eq!(names(&state), ["data", "peers", "policies", "secret_refs", "signing_keys"]);
+    assert_eq!(state["signing_keys"], json!({"current": node.answer["signing_public_key"]}));
+    set(&devcp, &node, r#"{"metadata":{"a":"b"},"bridge_config":{"enable_nat":true},"relay_config":null}"#)
+        .await;
     let state = devcp.state(&node).await;
     assert_eq!(
         names(&state),
-        ["data", "peers", "policies", "secret_refs", "signing_keys"]
-    );
-    assert_eq!(
-        state["signing_keys"],
-        json!({"current": node.answer["signing_public_key"]})
-    );
-    set(
-        &devcp,
-        &node,
-        r#"{"metadata":{"a":"b"},"bridge_config":{"enable_nat":true},"relay_config":null}"#,
-    )
-    .await;
-    let state = devcp.state(&node).await;
-    assert_eq!(
-        names(&state),
-        [
-            "bridge_config",
-            "data",
-            "metadata",
-            "peers",
-            "policies",
-            "secret_refs",
-            "signing_keys"
-        ]
+        ["bridge_config", "data", "metadata", "peers", "policies", "secret_refs", "signing_keys"]
     );
     set(&devcp, &node, r#"{"bridge_config":null}"#).await;
     assert!(devcp.state(&node).await.get("bridge_config").is_none());
@@ -73,47 +46,20 @@ async fn what_is_set_is_announced() {
     assert_eq!(payload, json!({"metadata": {"region": "eu"}, "data": []}));
     set(&devcp, &node, r#"{"data":[{"key":"a","payload":1}]}"#).await;
     let payload = events.expect("node_state_updated").await.payload();
-    assert_eq!(
-        (&payload["metadata"]["region"], &payload["data"][0]["key"]),
-        (&json!("eu"), &json!("a"))
-    );
+    assert_eq!((&payload["metadata"]["region"], &payload["data"][0]["key"]), (&json!("eu"), &json!("a")));
     let policies = json!([{"id": "pol_1", "rules": [{"src": "*", "dst": "*", "port": 443, "protocol": "tcp", "action": "allow"}]}]);
     set(&devcp, &node, &json!({"policies": policies}).to_string()).await;
-    assert_eq!(
-        events.expect("policy_updated").await.payload(),
-        json!({"policies": policies})
-    );
-    let sections = [
-        "bridge_config",
-        "user_access_config",
-        "ingress_config",
-        "site_to_site_config",
-    ];
+    assert_eq!(events.expect("policy_updated").await.payload(), json!({"policies": policies}));
+    let sections = ["bridge_config", "user_access_config", "ingress_config", "site_to_site_config"];
     for section in sections {
-        set(
-            &devcp,
-            &node,
-            &json!({section: {"enabled": true}}).to_string(),
-        )
-        .await;
+        set(&devcp, &node, &json!({section: {"enabled": true}}).to_string()).await;
         let announced = events.expect(&format!("{section}_updated")).await;
         assert_eq!(announced.payload(), json!({"enabled": true}));
     }
-    set(
-        &devcp,
-        &node,
-        r#"{"relay_config":{"sessions":[{"session_id":"s1"}]}}"#,
-    )
-    .await;
-    assert_eq!(
-        events.expect("relay_session_assigned").await.payload(),
-        json!({"session_id": "s1"})
-    );
+    set(&devcp, &node, r#"{"relay_config":{"sessions":[{"session_id":"s1"}]}}"#).await;
+    assert_eq!(events.expect("relay_session_assigned").await.payload(), json!({"session_id": "s1"}));
     set(&devcp, &node, r#"{"relay_config":null}"#).await;
-    assert_eq!(
-        events.expect("relay_session_revoked").await.payload(),
-        json!({"session_id": "s1"})
-    );
+    assert_eq!(events.expect("relay_session_revoked").await.payload(), json!({"session_id": "s1"}));
 }
 
 #[tokio::test]
@@ -125,18 +71,13 @@ async fn payloads_are_served_byte_for_byte() {
     set(
         &devcp,
         &node,
-        &format!(
-            r#"{{"data":[{{"key":"a","content_type":"application/json","payload":{payload}}}]}}"#
-        ),
+        &format!(r#"{{"data":[{{"key":"a","content_type":"application/json","payload":{payload}}}]}}"#),
     )
     .await;
     let body = devcp.get(&node, "state").await.text();
     assert!(body.contains(payload), "{body}");
     let entry = &devcp.state(&node).await["data"][0];
-    assert_eq!(
-        (&entry["version"], &entry["content_type"]),
-        (&json!(1), &json!("application/json"))
-    );
+    assert_eq!((&entry["version"], &entry["content_type"]), (&json!(1), &json!("application/json")));
 }
 
 #[tokio::test]
@@ -145,16 +86,9 @@ async fn an_unchanged_state_is_not_sent_again() {
     let devcp = Devcp::start(dir.path());
     let node = devcp.enrol("one", 1).await;
     let etag = devcp.get(&node, "state").await.etag.unwrap();
-    let conditional = || {
-        devcp
-            .as_node(&node, Method::GET, "state")
-            .header("if-none-match", &etag)
-    };
+    let conditional = || devcp.as_node(&node, Method::GET, "state").header("if-none-match", &etag);
     let unchanged = answer(conditional()).await;
-    assert_eq!(
-        (unchanged.status, unchanged.body.len()),
-        (StatusCode::NOT_MODIFIED, 0)
-    );
+    assert_eq!((unchanged.status, unchanged.body.len()), (StatusCode::NOT_MODIFIED, 0));
     set(&devcp, &node, r#"{"metadata":{"a":"b"}}"#).await;
     let changed = answer(conditional()).await;
     assert_eq!(changed.status, StatusCode::OK);
@@ -170,10 +104,7 @@ async fn peers_can_be_overridden_with_wrong_ones_and_given_back() {
     let bad = json!({"id": "n_bad", "public_key": "AAAA", "endpoint": "1.2.3.4:1"});
     let sent = set(&devcp, &one, &json!({"peers": [bad, 7]}).to_string()).await;
     assert_eq!(sent["events"].as_array().unwrap().len(), 3);
-    assert_eq!(
-        events.expect("peer_removed").await.payload(),
-        json!({"peer_id": two.id})
-    );
+    assert_eq!(events.expect("peer_removed").await.payload(), json!({"peer_id": two.id}));
     assert_eq!(events.expect("peer_added").await.payload(), bad);
     assert_eq!(events.expect("peer_added").await.payload(), json!(7));
     assert_eq!(devcp.state(&one).await["peers"], json!([bad, 7]));
@@ -181,22 +112,13 @@ async fn peers_can_be_overridden_with_wrong_ones_and_given_back() {
     moved["endpoint"] = json!("1.2.3.4:2");
     set(&devcp, &one, &json!({"peers": [moved, 7]}).to_string()).await;
     let changed = events.expect("peer_endpoint_changed").await.payload();
-    assert_eq!(
-        changed,
-        json!({"peer_id": "n_bad", "endpoint": "1.2.3.4:2"})
-    );
+    assert_eq!(changed, json!({"peer_id": "n_bad", "endpoint": "1.2.3.4:2"}));
     devcp.enrol("three", 3).await;
     set(&devcp, &one, r#"{"peers":null}"#).await;
-    assert_eq!(
-        events.expect("peer_removed").await.payload(),
-        json!({"peer_id": "n_bad"})
-    );
+    assert_eq!(events.expect("peer_removed").await.payload(), json!({"peer_id": "n_bad"}));
     events.expect("peer_added").await;
     events.expect("peer_added").await;
-    assert_eq!(
-        devcp.state(&one).await["peers"].as_array().unwrap().len(),
-        2
-    );
+    assert_eq!(devcp.state(&one).await["peers"].as_array().unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -219,9 +141,7 @@ async fn a_state_that_cannot_be_stored_changes_nothing() {
         assert!(!refused.error().is_empty());
     }
     assert!(devcp.state(&node).await.get("metadata").is_none());
-    let unknown = devcp
-        .admin(Method::PUT, "nodes/n_unknown/state", Some("{}"))
-        .await;
+    let unknown = devcp.admin(Method::PUT, "nodes/n_unknown/state", Some("{}")).await;
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
 }
 
@@ -242,44 +162,19 @@ async fn secrets_decrypt_with_the_nodes_key_and_are_announced_without_their_valu
     let node = devcp.enrol("one", 1).await;
     let mut events = devcp.events(&node, None).await;
     let path = format!("nodes/{}/secrets/tls%2Fserver.key", node.id);
-    devcp
-        .manage(Method::PUT, &path, &json!({"value": "first"}))
-        .await;
+    devcp.manage(Method::PUT, &path, &json!({"value": "first"})).await;
     let refs = events.expect("node_secrets_updated").await.payload();
-    assert_eq!(
-        refs,
-        json!({"secret_refs": [{"key": "tls/server.key", "version": 1}]})
-    );
-    devcp
-        .manage(Method::PUT, &path, &json!({"value": "s3cret-p@ssw0rd"}))
-        .await;
+    assert_eq!(refs, json!({"secret_refs": [{"key": "tls/server.key", "version": 1}]}));
+    devcp.manage(Method::PUT, &path, &json!({"value": "s3cret-p@ssw0rd"})).await;
     let fetched = devcp.get(&node, "secrets/tls%2Fserver.key").await.json();
-    assert_eq!(
-        (&fetched["key"], &fetched["version"]),
-        (&json!("tls/server.key"), &json!(2))
-    );
+    assert_eq!((&fetched["key"], &fetched["version"]), (&json!("tls/server.key"), &json!(2)));
     assert_eq!(open(&node, &fetched), "s3cret-p@ssw0rd");
     let again = devcp.get(&node, "secrets/tls%2Fserver.key").await.json();
     assert_ne!(again["nonce"], fetched["nonce"]);
-    assert_eq!(
-        devcp.state(&node).await["secret_refs"],
-        json!([{"key": "tls/server.key", "version": 2}])
-    );
-    assert_eq!(
-        devcp.admin(Method::DELETE, &path, None).await.status,
-        StatusCode::OK
-    );
-    assert_eq!(
-        devcp.admin(Method::DELETE, &path, None).await.status,
-        StatusCode::NOT_FOUND
-    );
-    assert_eq!(
-        devcp.get(&node, "secrets/tls%2Fserver.key").await.status,
-        StatusCode::NOT_FOUND
-    );
+    assert_eq!(devcp.state(&node).await["secret_refs"], json!([{"key": "tls/server.key", "version": 2}]));
+    assert_eq!(devcp.admin(Method::DELETE, &path, None).await.status, StatusCode::OK);
+    assert_eq!(devcp.admin(Method::DELETE, &path, None).await.status, StatusCode::NOT_FOUND);
+    assert_eq!(devcp.get(&node, "secrets/tls%2Fserver.key").await.status, StatusCode::NOT_FOUND);
     events.expect("node_secrets_updated").await;
-    assert_eq!(
-        events.expect("node_secrets_updated").await.payload(),
-        json!({"secret_refs": []})
-    );
+    assert_eq!(events.expect("node_secrets_updated").await.payload(), json!({"secret_refs": []}));
 }

@@ -67,14 +67,7 @@ impl Devcp {
 
     pub(crate) fn start_with(dir: &Path, extra: &[&str]) -> Self {
         let mut child = command()
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--admin",
-                "127.0.0.1:0",
-                "--state",
-            ])
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--state"])
             .arg(dir)
             .args(extra)
             .stdout(Stdio::piped())
@@ -82,28 +75,18 @@ impl Devcp {
             .spawn()
             .unwrap();
         let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let words: Vec<&str> = line.split_whitespace().collect();
         let ["listening", wire, "admin", admin, "ca", ca] = words.as_slice() else {
             panic!("not ready: {line:?}");
         };
         let ca = PathBuf::from(ca);
         let client = client(&ca);
-        Self {
-            child,
-            wire: (*wire).to_owned(),
-            admin: (*admin).to_owned(),
-            ca,
-            client,
-        }
+        Self { child, wire: (*wire).to_owned(), admin: (*admin).to_owned(), ca, client }
     }
 
     pub(crate) async fn admin(&self, method: Method, path: &str, body: Option<&str>) -> Answer {
-        let request = self
-            .client
-            .request(method, format!("{}/admin/{path}", self.admin));
+        let request = self.client.request(method, format!("{}/admin/{path}", self.admin));
         answer(match body {
             Some(body) => request.body(body.to_owned()),
             None => request,
@@ -119,21 +102,15 @@ impl Devcp {
     }
 
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client
-            .request(method, format!("{}/v1/{path}", self.wire))
+        self.client.request(method, format!("{}/v1/{path}", self.wire))
     }
 
     pub(crate) async fn token(&self, body: &Value) -> String {
-        self.manage(Method::POST, "tokens", body).await["token"]
-            .as_str()
-            .unwrap()
-            .to_owned()
+        self.manage(Method::POST, "tokens", body).await["token"].as_str().unwrap().to_owned()
     }
 
     pub(crate) async fn register(&self, body: &Value) -> Answer {
-        let request = self
-            .request(Method::POST, "register")
-            .header("content-type", "application/json");
+        let request = self.request(Method::POST, "register").header("content-type", "application/json");
         answer(request.body(body.to_string())).await
     }
 
@@ -144,23 +121,16 @@ impl Devcp {
         assert_eq!(answer.status, StatusCode::CREATED, "{}", answer.text());
         let answer = answer.json();
         let text = |name: &str| answer[name].as_str().unwrap().to_owned();
-        Node {
-            id: text("node_id"),
-            secret: text("node_secret_key"),
-            answer,
-        }
+        Node { id: text("node_id"), secret: text("node_secret_key"), answer }
     }
 
     /// A node's request with its credential; the path is below its own.
     pub(crate) fn as_node(&self, node: &Node, method: Method, path: &str) -> RequestBuilder {
-        self.request(method, &format!("nodes/{}/{path}", node.id))
-            .bearer_auth(&node.secret)
+        self.request(method, &format!("nodes/{}/{path}", node.id)).bearer_auth(&node.secret)
     }
 
     pub(crate) async fn send(&self, node: &Node, method: Method, path: &str, body: &str) -> Answer {
-        let request = self
-            .as_node(node, method, path)
-            .header("content-type", "application/json");
+        let request = self.as_node(node, method, path).header("content-type", "application/json");
         answer(request.body(body.to_owned())).await
     }
 
@@ -173,9 +143,7 @@ impl Devcp {
     }
 
     pub(crate) async fn received(&self, node: &Node) -> Value {
-        self.admin(Method::GET, &format!("nodes/{}/received", node.id), None)
-            .await
-            .json()
+        self.admin(Method::GET, &format!("nodes/{}/received", node.id), None).await.json()
     }
 
     pub(crate) async fn events(&self, node: &Node, last: Option<&str>) -> Events {
@@ -186,10 +154,7 @@ impl Devcp {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let mut events = Events {
-            response,
-            buffer: String::new(),
-        };
+        let mut events = Events { response, buffer: String::new() };
         assert_eq!(events.block().await.unwrap(), "retry: 1000");
         events
     }
@@ -225,35 +190,19 @@ impl Answer {
 
 pub(crate) async fn answer(request: RequestBuilder) -> Answer {
     let response = request.send().await.unwrap();
-    let header = |name: &str| {
-        response
-            .headers()
-            .get(name)
-            .map(|value| value.to_str().unwrap().to_owned())
-    };
+    let header = |name: &str| response.headers().get(name).map(|value| value.to_str().unwrap().to_owned());
     let (etag, allow) = (header("etag"), header("allow"));
-    Answer {
-        status: response.status(),
-        etag,
-        allow,
-        body: response.bytes().await.unwrap(),
-    }
+    Answer { status: response.status(), etag, allow, body: response.bytes().await.unwrap() }
 }
 
 /// A client that trusts this CA and no other.
 pub(crate) fn client(ca: &Path) -> Client {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .unwrap();
+        rustls::crypto::ring::default_provider().install_default().unwrap();
     });
     let pem = std::fs::read(ca).unwrap();
-    Client::builder()
-        .tls_certs_only([Certificate::from_pem(&pem).unwrap()])
-        .no_proxy()
-        .build()
-        .unwrap()
+    Client::builder().tls_certs_only([Certificate::from_pem(&pem).unwrap()]).no_proxy().build().unwrap()
 }
 
 /// An open event stream.
@@ -283,16 +232,9 @@ impl Events {
         let mut lines = block.lines();
         let mut field = |name: &str| {
             let line = lines.next().unwrap();
-            line.strip_prefix(name)
-                .and_then(|rest| rest.strip_prefix(": "))
-                .unwrap()
-                .to_owned()
+            line.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap().to_owned()
         };
-        let event = Event {
-            id: field("id"),
-            kind: field("event"),
-            data: field("data"),
-        };
+        let event = Event { id: field("id"), kind: field("event"), data: field("data") };
         assert_eq!(lines.next(), None, "data is one line");
         Some(event)
     }
@@ -315,11 +257,8 @@ impl Events {
                 }
                 return Some(block);
             }
-            let chunk = tokio::time::timeout(PATIENCE, self.response.chunk())
-                .await
-                .unwrap();
-            self.buffer
-                .push_str(std::str::from_utf8(&chunk.ok()??).unwrap());
+            let chunk = tokio::time::timeout(PATIENCE, self.response.chunk()).await.unwrap();
+            self.buffer.push_str(std::str::from_utf8(&chunk.ok()??).unwrap());
         }
     }
 }
