@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use nix::sched::{CloneFlags, unshare};
 use plexd_core::kernel::nft::NfTables;
 use plexd_core::kernel::{Applied, Counters, Firewall, ObservedTable};
+use plexd_core::policy::table::{Expr, Verdict};
 use plexd_core::policy::{Action, Context, Policy, PolicySet, Rule, Selector, Service, Table, compile};
 
 /// Long enough for a packet between two namespaces that is not going to be dropped.
@@ -146,6 +147,20 @@ fn root_replaced_table_is_listed_by_nft_and_observed_as_the_same() {
         assert_eq!(counters(wait(NfTables::new().unwrap().observe(&table)).unwrap()).named.len(), 2);
         // And the other way: a table that differs by one rule is not the same.
         assert!(matches!(wait(nft.observe(&large(99))).unwrap(), ObservedTable::Differs { .. }));
+    });
+}
+
+#[test]
+fn root_refused_table_leaves_the_old_one_and_names_what_was_refused() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let old = large(10);
+        wait(nft.replace(&old)).unwrap();
+        let mut wrong = large(20);
+        wrong.chains[0].rules.push(vec![Expr::Verdict(Verdict::Goto("nowhere".to_owned()))]);
+        let error = wait(nft.replace(&wrong)).unwrap_err().to_string();
+        assert!(error.starts_with("cannot replace rule 3 of chain deny of table inet plexd: "), "{error}");
+        counters(wait(nft.observe(&old)).unwrap());
     });
 }
 
