@@ -10,6 +10,8 @@ mod context;
 mod evaluate;
 mod rules;
 pub mod table;
+#[cfg(test)]
+mod tests;
 
 pub use compile::{CompileError, MAX_ENTRIES, MAX_RULES, compile};
 pub use context::Context;

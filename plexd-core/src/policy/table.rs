@@ -2,6 +2,7 @@
 //! tables that are equal decide alike. How they look in netlink is the kernel side's business, not this file's.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use ipnet::IpNet;
 
@@ -202,5 +203,18 @@ impl Detail {
             Service::Tcp(None) | Service::Udp(None) => Self::Protocol,
             Service::Tcp(Some(_)) | Service::Udp(Some(_)) => Self::Port,
         }
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.source, self.destination)?;
+        let (protocol, port) = match self.service {
+            Service::Any => return Ok(()),
+            Service::Tcp(port) => ("tcp", port),
+            Service::Udp(port) => ("udp", port),
+        };
+        write!(f, " {protocol}")?;
+        port.map_or(Ok(()), |port| write!(f, " {port}"))
     }
 }
