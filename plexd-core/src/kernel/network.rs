@@ -339,7 +339,6 @@ fn route_to_remove(destination: &IpNet, index: u32) -> RouteMessage {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

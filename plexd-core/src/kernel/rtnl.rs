@@ -153,7 +153,6 @@ fn link_from(message: &LinkMessage) -> Link {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -243,7 +243,6 @@ fn observed_peer(mut info: PeerInfo) -> ObservedPeer {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::time::{Duration, UNIX_EPOCH};
 

@@ -142,7 +142,6 @@ fn write_peer(text: &mut String, key: &PublicKey, peer: &ObservedPeer) -> std::f
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::num::NonZeroU16;
 

@@ -121,7 +121,6 @@ fn without_session(device: &ObservedDevice) -> Vec<PublicKey> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::num::NonZeroU16;
     use std::time::SystemTime;
