@@ -1,2 +1,3 @@
-//! Placeholder.
+//! plexd-core: the privileged half of plexd.
+
 fn main() {}

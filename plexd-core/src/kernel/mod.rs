@@ -1,0 +1,180 @@
+//! The narrow seam to the kernel: a few small traits, each with one real implementation (two for WireGuard) and a fake
+//! for tests. Only the reconciler calls them. Nothing here decides anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use ipnet::IpNet;
+
+use crate::types::{PresharedKey, PrivateKey, PublicKey};
+
+/// A kernel operation failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {object}: {source}")]
+pub struct KernelError {
+    /// What was tried, as in "add route".
+    pub operation: &'static str,
+    /// On what: an interface, an address, a public key. Never a secret.
+    pub object: String,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl KernelError {
+    /// Creates the error of `operation` on `object`.
+    pub fn new(operation: &'static str, object: impl fmt::Display, source: io::Error) -> Self {
+        Self { operation, object: object.to_string(), source }
+    }
+}
+
+/// Which WireGuard does the work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// The kernel's.
+    Kernel,
+    /// The embedded one, on a TUN device.
+    Userspace,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        })
+    }
+}
+
+/// What belongs to the WireGuard device as a whole.
+#[derive(Debug, Clone)]
+pub struct DeviceConfig {
+    /// The node's private key.
+    pub private_key: PrivateKey,
+    /// UDP port to listen on.
+    pub listen_port: u16,
+}
+
+/// How a peer is to be configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerConfig {
+    /// The peer's key, which names it.
+    pub public_key: PublicKey,
+    /// The preshared key; `None` clears it.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where to send to; `None` leaves what is there (a peer may have roamed).
+    pub endpoint: Option<SocketAddr>,
+    /// Exactly these.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives; `None` for none.
+    pub persistent_keepalive: Option<NonZeroU16>,
+}
+
+/// A change of one peer. A change of an existing peer keeps its session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerChange {
+    /// Add it, or change it in place until it is exactly this.
+    Set(PeerConfig),
+    /// Remove it.
+    Remove(PublicKey),
+}
+
+/// The WireGuard device as it is.
+#[derive(Debug, Clone, Default)]
+pub struct ObservedDevice {
+    /// Public key of the device's private key; `None` while it has none.
+    pub public_key: Option<PublicKey>,
+    /// UDP port it listens on.
+    pub listen_port: u16,
+    /// Its peers.
+    pub peers: BTreeMap<PublicKey, ObservedPeer>,
+}
+
+/// A WireGuard peer as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedPeer {
+    /// The preshared key, if it has one.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where it was last heard, or was set to be.
+    pub endpoint: Option<SocketAddr>,
+    /// Its allowed IPs.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Seconds between keepalives.
+    pub persistent_keepalive: Option<NonZeroU16>,
+    /// When its last handshake was.
+    pub last_handshake: Option<SystemTime>,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+}
+
+/// Whether an interface had to be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ensured {
+    /// It was there.
+    Existing,
+    /// It was made now.
+    Created,
+}
+
+/// The WireGuard device of the mesh.
+#[async_trait]
+pub trait WireGuard: Send + Sync {
+    /// Returns which backend this is.
+    fn backend(&self) -> Backend;
+    /// Makes the interface if it is not there. One of that name that is not WireGuard is an error, and left alone.
+    async fn ensure(&self) -> Result<Ensured, KernelError>;
+    /// Reads the device; `None` if there is no such interface.
+    async fn observe(&self) -> Result<Option<ObservedDevice>, KernelError>;
+    /// Sets what belongs to the device as a whole. Peers are not touched.
+    async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError>;
+    /// Applies changes of peers, in order, in as few messages as possible.
+    async fn apply(&self, changes: &[PeerChange]) -> Result<(), KernelError>;
+    /// Removes the interface; one that is not there is no error.
+    async fn remove(&self) -> Result<(), KernelError>;
+}
+
+/// A network interface as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ObservedLink {
+    /// Whether it is administratively up.
+    pub up: bool,
+    /// Its MTU, in bytes.
+    pub mtu: u32,
+    /// Its addresses with their prefix lengths; host bits as they are. IPv6 link-local ones are left out.
+    pub addresses: BTreeSet<IpNet>,
+    /// Routes of the main table through it that the kernel did not make by itself.
+    pub routes: BTreeSet<IpNet>,
+}
+
+/// A route that could not be added because somebody else's is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteConflict {
+    /// The destination.
+    pub destination: IpNet,
+    /// Name of the interface of the route that is there, if it has one.
+    pub owner: Option<String>,
+}
+
+/// Links, addresses and routes.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// Reads the interface, its addresses and routes; `None` if there is no such interface.
+    async fn observe(&self, interface: &str) -> Result<Option<ObservedLink>, KernelError>;
+    /// Sets the MTU and brings the interface up.
+    async fn bring_up(&self, interface: &str, mtu: u32) -> Result<(), KernelError>;
+    /// Adds an address; one that is there is no error.
+    async fn add_address(&self, interface: &str, address: IpNet) -> Result<(), KernelError>;
+    /// Removes an address; one that is not there is no error.
+    async fn remove_address(&self, interface: &str, address: IpNet) -> Result<(), KernelError>;
+    /// Adds routes through the interface and returns those that somebody else owns, which are left alone.
+    async fn add_routes(&self, interface: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError>;
+    /// Removes routes through the interface; one that is not there is no error.
+    async fn remove_routes(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError>;
+}
