@@ -85,7 +85,6 @@ pub(crate) struct Join {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use clap::CommandFactory;
 

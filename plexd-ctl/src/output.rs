@@ -177,7 +177,6 @@ pub(crate) fn size(bytes: u64) -> String {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

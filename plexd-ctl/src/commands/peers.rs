@@ -90,7 +90,6 @@ impl View for Peers {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::output::{Colours, json};

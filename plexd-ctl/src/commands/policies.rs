@@ -135,7 +135,6 @@ impl View for Policies {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use jiff::Timestamp;
 

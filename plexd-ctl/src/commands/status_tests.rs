@@ -1,7 +1,5 @@
 //! What `plexd-ctl status` prints, to the letter.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use super::*;
 use crate::output::{Colours, json};
 

@@ -91,7 +91,6 @@ impl<F: AsFd> Drop for Quiet<'_, F> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use std::fs::File;
 
