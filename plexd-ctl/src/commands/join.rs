@@ -48,7 +48,7 @@ pub(crate) enum TokenError {
     #[error("the token is longer than {MAX_TOKEN} characters; is it the right file?")]
     TooLong,
     /// It has characters that no token has.
-    #[error("the token has characters other than printable ASCII; is it the right file?")]
+    #[error("the token has a space or another character that no token has; is it the right file?")]
     NotPrintable,
 }
 
@@ -136,7 +136,7 @@ fn check(bytes: &[u8]) -> Result<Zeroizing<String>, TokenError> {
     if token.len() > MAX_TOKEN {
         return Err(TokenError::TooLong);
     }
-    let printable = token.iter().all(|byte| matches!(byte, b' '..=b'~'));
+    let printable = token.iter().all(u8::is_ascii_graphic);
     let text = std::str::from_utf8(token).ok().filter(|_| printable).ok_or(TokenError::NotPrintable)?;
     Ok(Zeroizing::new(text.into()))
 }
@@ -185,7 +185,7 @@ mod tests {
         assert_eq!(check(&[b'a'; 512]).unwrap().len(), 512);
         assert!(matches!(check(b"\n"), Err(TokenError::Empty)));
         assert!(matches!(check(&[b'a'; 513]), Err(TokenError::TooLong)));
-        for bad in [&b"a\nb"[..], b"a\x00", "ä".as_bytes(), b"\xff"] {
+        for bad in [&b"a b"[..], b"a\nb", b"a\x00", "ä".as_bytes(), b"\xff"] {
             assert!(matches!(check(bad), Err(TokenError::NotPrintable)), "{bad:?}");
         }
     }
