@@ -1,0 +1,96 @@
+//! Data entries, metadata and secret references.
+
+use std::collections::{BTreeMap, HashSet};
+
+use bytes::Bytes;
+
+use crate::state::{DataEntry, Rejected, SecretRef};
+
+use super::super::wire::{self, Raw};
+use super::{Sifted, name_of, shown};
+
+/// Longest key, in bytes (contract, section 6).
+const MAX_KEY: usize = 256;
+
+/// Converts data entries. One whose key an earlier one has is left out.
+pub fn data_entries(list: &[Raw<'_>]) -> Sifted<DataEntry> {
+    keyed("data", list, data_entry, |entry| &entry.key)
+}
+
+/// Converts secret references. One whose key an earlier one has is left out.
+pub fn secret_refs(list: &[Raw<'_>]) -> Sifted<SecretRef> {
+    keyed("secret", list, secret_ref, |secret| &secret.key)
+}
+
+/// Converts metadata.
+pub fn metadata(map: &BTreeMap<String, Raw<'_>>) -> (BTreeMap<String, String>, Vec<Rejected>) {
+    let mut accepted = BTreeMap::new();
+    let mut rejected = Vec::new();
+    for (key, value) in map {
+        let value = check_key(key).and_then(|()| wire::parse::<String>(value.text().as_bytes()));
+        match value {
+            Ok(value) => {
+                accepted.insert(key.clone(), value);
+            }
+            Err(reason) => {
+                let name = format!("metadata {}", shown(key));
+                rejected.push(Rejected { name, reason });
+            }
+        }
+    }
+    (accepted, rejected)
+}
+
+fn keyed<T>(
+    kind: &str,
+    list: &[Raw<'_>],
+    convert: impl Fn(&str) -> Result<T, String>,
+    key: impl Fn(&T) -> &String,
+) -> Sifted<T> {
+    let mut sifted = Sifted { accepted: Vec::with_capacity(list.len()), rejected: Vec::new() };
+    let mut seen = HashSet::new();
+    for (index, element) in list.iter().enumerate() {
+        let checked = convert(element.text()).and_then(|entry| {
+            if !seen.insert(key(&entry).clone()) {
+                return Err("an earlier entry has the same key".to_owned());
+            }
+            Ok(entry)
+        });
+        match checked {
+            Ok(entry) => sifted.accepted.push(entry),
+            Err(reason) => {
+                let name = format!("{kind} {}", name_of(*element, "key", "entry", index));
+                sifted.rejected.push(Rejected { name, reason });
+            }
+        }
+    }
+    sifted
+}
+
+fn data_entry(text: &str) -> Result<DataEntry, String> {
+    let entry: wire::DataEntry<'_> = wire::parse_object(text.as_bytes())?;
+    check_key(&entry.key)?;
+    Ok(DataEntry {
+        key: entry.key,
+        content_type: entry.content_type,
+        payload: Bytes::copy_from_slice(entry.payload.text().as_bytes()),
+        version: entry.version,
+        updated_at: entry.updated_at,
+    })
+}
+
+fn secret_ref(text: &str) -> Result<SecretRef, String> {
+    let secret: wire::SecretRef = wire::parse_object(text.as_bytes())?;
+    check_key(&secret.key)?;
+    Ok(SecretRef { key: secret.key, version: secret.version })
+}
+
+/// Refuses keys that the Local Node API could not name (contract, section 6).
+fn check_key(key: &str) -> Result<(), String> {
+    match key {
+        "" => Err("the key is empty".to_owned()),
+        _ if key.len() > MAX_KEY => Err(format!("the key has {} bytes, more than {MAX_KEY}", key.len())),
+        _ if key.chars().any(char::is_control) => Err("the key has control characters".to_owned()),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,17 @@
+//! Speaking to the control plane (contract, section 2): the client and its wire types, their conversion to what the
+//! rest of plexd-core works with, the event stream and its signed envelopes. Holds no state of the node and never
+//! touches the kernel.
+//!
+//! - [`client`]: the endpoints, with classified errors
+//! - [`wire`]: their JSON, exactly
+//! - [`convert`]: wire to domain, entry by entry
+//! - [`sse`], [`envelope`], [`events`]: bytes to items, items to verified envelopes, envelopes to events
+//! - [`secret`]: decryption of secret values
+//! - [`backoff`]: how long to wait before trying again
+
+pub mod convert;
+pub mod events;
+mod signing_key_rotation;
+pub mod wire;
+
+pub use signing_key_rotation::SigningKeyRotation;
