@@ -1,21 +1,16 @@
 //! plexd-devcp in a host: the control plane of a lab, and what a test tells it by its admin API.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use crate::http::{HttpAnswer, curl};
 use crate::output::Output;
-use crate::{Daemon, Host, wait_until};
+use crate::{Daemon, Host};
 
 /// Where the admin API listens, within the host.
 const ADMIN: &str = "127.0.0.1:8444";
 
 /// Port of the control-plane API.
 const PORT: u16 = 8443;
-
-/// How long it may take to answer after its start.
-const START: Duration = Duration::from_secs(20);
 
 /// A running plexd-devcp. What it knows outlives [`ControlPlane::stop`].
 #[derive(Debug)]
@@ -40,14 +35,15 @@ impl ControlPlane {
         let listen = format!("{}:{PORT}", self.host.ipv4());
         let state = self.state_directory();
         let line = [&program, "serve", "--listen", &listen, "--admin", ADMIN, "--state", &state];
-        self.daemon = Some(self.host.spawn("plexd-devcp", &line));
-        wait_until(START, "the admin API of plexd-devcp", || {
+        let mut daemon = self.host.spawn("plexd-devcp", &line);
+        daemon.wait_ready("an answer of its admin API", || {
             match self.try_admin("GET", "/admin/nodes", None) {
                 Ok(answer) if answer.status == 200 => Ok(()),
                 Ok(answer) => Err(answer.to_string()),
                 Err(output) => Err(output.to_string()),
             }
         });
+        self.daemon = Some(daemon);
     }
 
     /// Stops it, as a crash would.

@@ -8,7 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::wait_until;
+use crate::{Attempt, wait_until};
+
+/// How long a program may take to do its work after its start.
+const START: Duration = Duration::from_secs(20);
 
 /// How long a program may take to end when asked.
 const STOP: Duration = Duration::from_secs(20);
@@ -52,6 +55,17 @@ impl Daemon {
     /// Returns whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Attempts until it works, as [`wait_until`] does; panics at once if the program has ended meanwhile.
+    #[track_caller]
+    pub fn wait_ready<A: Attempt>(&mut self, what: &str, mut attempt: impl FnMut() -> A) -> A::Value {
+        wait_until(START, what, || {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!("{} ended ({status}) before: {what}", self.name);
+            }
+            attempt().outcome()
+        })
     }
 
     /// Sends a signal.

@@ -18,8 +18,8 @@ const CA: &str = "/etc/plexd/ca.pem";
 /// The socket of the Local Node API, as the guide has it.
 const API_SOCKET: &str = "/var/run/plexd/api.sock";
 
-/// How long a daemon may take to answer after its start.
-const START: Duration = Duration::from_secs(20);
+/// How long enrolment may take.
+const ENROLMENT: Duration = Duration::from_secs(20);
 
 /// plexd on a host. Nothing runs before it is started.
 #[derive(Debug)]
@@ -71,11 +71,12 @@ impl Node {
     /// Starts plexd-core and waits until it answers plexd-ctl.
     #[track_caller]
     pub fn start_core(&mut self) {
-        self.core = Some(self.spawn_core());
-        wait_until(START, "plexd-core to answer plexd-ctl", || {
+        let mut core = self.spawn_core();
+        core.wait_ready("an answer to plexd-ctl", || {
             let output = self.ctl(&["status"]);
             if output.is_success() { Ok(()) } else { Err(output) }
         });
+        self.core = Some(core);
     }
 
     /// Starts plexd-core and leaves it to the caller, for starts that are to fail.
@@ -87,8 +88,9 @@ impl Node {
     /// Starts plexd-api and waits until it answers anything at all.
     #[track_caller]
     pub fn start_api(&mut self) {
-        self.api = Some(self.spawn_api());
-        wait_until(START, "plexd-api to answer", || self.try_curl_unix(None, "/v1/state", &[]));
+        let mut api = self.spawn_api();
+        api.wait_ready("any answer to curl", || self.try_curl_unix(None, "/v1/state", &[]));
+        self.api = Some(api);
     }
 
     /// Starts plexd-api and leaves it to the caller, for starts that are to fail.
@@ -100,7 +102,7 @@ impl Node {
     /// Waits until the node is enrolled and returns its id.
     #[track_caller]
     pub fn wait_enrolled(&self) -> String {
-        wait_until(START, "enrolment", || {
+        wait_until(ENROLMENT, "enrolment", || {
             let status = self.status();
             let identity = &status["identity"];
             match identity["node_id"].as_str() {
