@@ -209,6 +209,40 @@ impl Host {
         Output::of(&mut command, line)
     }
 
+    /// Runs a line of shell to its end, as somebody else or as root, with plexd's programs in its `PATH`; it is what a
+    /// person would type.
+    #[track_caller]
+    pub fn shell(&self, who: Option<As<'_>>, line: &str) -> Output {
+        let script = format!("PATH={}:$PATH\n{line}", self.0.directory.join("bin").display());
+        let mut output = match who {
+            Some(who) => self.run_as(who, &["sh", "-c", &script]),
+            None => self.run(&["sh", "-c", &script]),
+        };
+        line.clone_into(&mut output.command);
+        output
+    }
+
+    /// Returns what a person types on the machine to be in this host, with plexd's programs in the `PATH`.
+    pub fn enter(&self) -> String {
+        format!(
+            "nsenter --net=/run/netns/{} --mount=/proc/{}/ns/mnt -- env PATH={}:{PATH} sh",
+            self.0.netns,
+            self.0.holder_pid,
+            self.0.directory.join("bin").display()
+        )
+    }
+
+    /// Starts a web server for the mesh's traffic: it listens on `port` at all addresses and answers every request with
+    /// `text`; at `/stream` it goes on answering, line by line, until the connection ends.
+    #[track_caller]
+    pub fn serve(&self, port: u16, text: &str) -> Daemon {
+        let address = format!("0.0.0.0:{port}");
+        let name = format!("http-{port}");
+        let mut server = self.spawn(&name, &[&self.program("plexd-demo"), "serve", &address, text]);
+        server.wait_ready("its listening", || self.run(&["sh", "-c", &listens_on(port)]).is_success());
+        server
+    }
+
     /// Starts a program as root that goes on until it is stopped. `name` is for its log and for messages.
     #[track_caller]
     pub fn spawn(&self, name: &str, line: &[&str]) -> Daemon {
@@ -233,6 +267,11 @@ impl Drop for Inner {
         // The lab killed it with everything else in the namespace, or leaves it; here it is only reaped.
         let _ = holder.try_wait();
     }
+}
+
+/// Returns a shell line that succeeds if something listens on TCP port `port` (column `local_address`, state 0A).
+fn listens_on(port: u16) -> String {
+    format!("grep -q ':{port:04X} 00000000:0000 0A' /proc/net/tcp")
 }
 
 fn private(directory: &Path, path: &str) -> PathBuf {

@@ -22,7 +22,7 @@ pub fn require_root_and_tools() {
     }
     assert!(
         missing.is_empty(),
-        "this test needs {}; install the programs as root with: packaging/install-dependencies",
+        "missing: {}; install the programs as root with: packaging/install-dependencies",
         missing.join(", ")
     );
 }
