@@ -9,9 +9,16 @@
 //! - [`secret`]: decryption of secret values
 //! - [`backoff`]: how long to wait before trying again
 
+pub mod backoff;
 pub mod convert;
+pub mod envelope;
 pub mod events;
+pub mod secret;
 mod signing_key_rotation;
+pub mod sse;
 pub mod wire;
+
+#[cfg(test)]
+mod test_vectors;
 
 pub use signing_key_rotation::SigningKeyRotation;
