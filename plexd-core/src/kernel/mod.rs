@@ -1,6 +1,12 @@
 //! The narrow seam to the kernel: a few small traits, each with one real implementation (two for WireGuard) and a fake
 //! for tests. Only the reconciler calls them. Nothing here decides anything.
 
+pub mod changes;
+pub mod network;
+pub mod nft;
+mod rtnl;
+pub mod wireguard;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -11,6 +17,7 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use ipnet::IpNet;
 
+use crate::policy::Table;
 use crate::types::{PresharedKey, PrivateKey, PublicKey};
 
 /// A kernel operation failed.
@@ -177,4 +184,60 @@ pub trait Network: Send + Sync {
     async fn add_routes(&self, interface: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError>;
     /// Removes routes through the interface; one that is not there is no error.
     async fn remove_routes(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError>;
+}
+
+/// The table `inet plexd` as it is, compared with what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ObservedTable {
+    /// There is none.
+    Absent,
+    /// There is one, but not the expected one.
+    Differs {
+        /// The first difference, for people.
+        what: String,
+    },
+    /// It is exactly the expected one.
+    Same {
+        /// What it counted.
+        counters: Counters,
+    },
+}
+
+/// What the table counted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Counters {
+    /// By name of the counter: `denied` (by a rule or the default) and `invalid` (belongs to no connection; dropped).
+    pub named: BTreeMap<String, Count>,
+    /// By position of the rule among all rules of the policy; rules that matched nothing yet may be absent. Where rules
+    /// of the same action overlap, either may have counted.
+    pub rules: BTreeMap<usize, Count>,
+}
+
+/// Packets and their bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, IP headers included.
+    pub bytes: u64,
+}
+
+/// How much of a table the kernel took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// All of it.
+    Complete,
+    /// All but the logging of denied packets, for which the kernel lacks a module (`nft_log`, `nft_limit`).
+    WithoutLog,
+}
+
+/// The table `inet plexd`, and no other.
+#[async_trait]
+pub trait Firewall: Send + Sync {
+    /// Reads the table and compares it with the expected one.
+    async fn observe(&self, expected: &Table) -> Result<ObservedTable, KernelError>;
+    /// Puts the table in place of whatever is there, in one transaction. Counters go on where a rule stays the same.
+    async fn replace(&self, table: &Table) -> Result<Applied, KernelError>;
+    /// Removes the table; one that is not there is no error.
+    async fn remove(&self) -> Result<(), KernelError>;
 }

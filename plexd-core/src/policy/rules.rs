@@ -55,7 +55,7 @@ pub enum Selector {
 }
 
 /// Transport protocol and destination port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Service {
     /// Any protocol, any port.
     Any,

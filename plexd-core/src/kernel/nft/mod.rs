@@ -1,0 +1,197 @@
+//! nftables over netlink, without a C library and without `nft`: the table `inet plexd` is put in place whole, in one
+//! transaction, and read back whole. No other table is changed.
+//!
+//! - [`wire`]: bytes; [`encode`]: our table as messages
+//! - [`socket`]: requests and transactions; [`dump`]: what is there; [`Monitor`]: who changed it
+
+mod dump;
+mod encode;
+mod monitor;
+mod socket;
+mod wire;
+
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use nix::libc;
+
+use self::dump::Dump;
+use self::encode::{Carried, message};
+use self::socket::{Channel, Refusal, Transaction};
+use super::{Applied, Firewall, KernelError, ObservedTable};
+use crate::policy::Table;
+use crate::policy::table::Expr;
+
+pub use monitor::Monitor;
+
+/// nftables in the network namespace in which it was made. Needs `CAP_NET_ADMIN`, and no more.
+#[derive(Clone)]
+pub struct NfTables {
+    state: Arc<Mutex<State>>,
+}
+
+struct State {
+    channel: Channel,
+    /// Whether the table in place had to do without its logging rules.
+    applied: Applied,
+}
+
+impl NfTables {
+    /// Opens the socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// The kernel has no nftables, or the process may not use them.
+    pub fn new() -> Result<Self, KernelError> {
+        let channel = Channel::open().map_err(|error| failure("open", "nftables", error))?;
+        Ok(Self { state: Arc::new(Mutex::new(State { channel, applied: Applied::Complete })) })
+    }
+
+    /// Subscribes to changes of the table by others, in the network namespace of the calling thread. To be called within
+    /// a tokio runtime.
+    ///
+    /// # Errors
+    /// The kernel or the runtime refuses another socket.
+    pub fn monitor(&self) -> Result<Monitor, KernelError> {
+        let own = self.state.lock().unwrap_or_else(PoisonError::into_inner).channel.port();
+        Monitor::open(own).map_err(|error| failure("watch", "nftables", error))
+    }
+
+    /// Runs blocking work on the socket. One request at a time; a cancelled caller's request is finished all the same.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut State) -> Result<T, KernelError> + Send + 'static,
+    ) -> Result<T, KernelError> {
+        let state = Arc::clone(&self.state);
+        let work = move || work(&mut state.lock().unwrap_or_else(PoisonError::into_inner));
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|error| Err(failure("use", "nftables", io::Error::other(error))))
+    }
+}
+
+#[async_trait]
+impl Firewall for NfTables {
+    async fn observe(&self, expected: &Table) -> Result<ObservedTable, KernelError> {
+        let expected = expected.clone();
+        self.blocking(move |state| state.observe(&expected)).await
+    }
+
+    async fn replace(&self, table: &Table) -> Result<Applied, KernelError> {
+        let table = table.clone();
+        self.blocking(move |state| state.replace(&table)).await
+    }
+
+    async fn remove(&self) -> Result<(), KernelError> {
+        self.blocking(State::remove).await
+    }
+}
+
+/// What a message of a transaction is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subject {
+    Table,
+    Counter(String),
+    Chain(String),
+    Map(String),
+    Entries(String),
+    Rule { chain: String, number: usize, logs: bool },
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Table => write!(f, "table inet {}", Table::NAME),
+            Self::Counter(name) => write!(f, "counter {name} of table inet {}", Table::NAME),
+            Self::Chain(name) => write!(f, "chain {name} of table inet {}", Table::NAME),
+            Self::Map(name) => write!(f, "map {name} of table inet {}", Table::NAME),
+            Self::Entries(name) => write!(f, "entries of map {name} of table inet {}", Table::NAME),
+            Self::Rule { chain, number, .. } => {
+                write!(f, "rule {number} of chain {chain} of table inet {}", Table::NAME)
+            }
+        }
+    }
+}
+
+impl State {
+    fn observe(&mut self, expected: &Table) -> Result<ObservedTable, KernelError> {
+        let dump = Dump::read(&mut self.channel).map_err(|error| failure("read", Subject::Table, error))?;
+        Ok(match (dump, self.applied) {
+            (None, _) => ObservedTable::Absent,
+            (Some(dump), Applied::Complete) => dump.compare(expected),
+            (Some(dump), Applied::WithoutLog) => dump.compare(&expected.without_log()),
+        })
+    }
+
+    fn replace(&mut self, table: &Table) -> Result<Applied, KernelError> {
+        // Counters are worth less than the policy: if they cannot be read, they begin anew.
+        let old = Dump::read(&mut self.channel).ok().flatten().unwrap_or_default();
+        let lacks_module = |refusal: &Refusal<Subject>| {
+            matches!(refusal.subject, Some(Subject::Rule { logs: true, .. }))
+                && matches!(refusal.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP))
+        };
+        self.applied = match self.put(table, &old) {
+            Ok(()) => Applied::Complete,
+            Err(refusal) if lacks_module(&refusal) => {
+                self.put(&table.without_log(), &old).map_err(|refusal| refused("replace", refusal))?;
+                Applied::WithoutLog
+            }
+            Err(refusal) => return Err(refused("replace", refusal)),
+        };
+        Ok(self.applied)
+    }
+
+    /// Replaces the table in one transaction: made if it was not there, so that it can be deleted, and made anew.
+    fn put(&mut self, table: &Table, old: &Dump) -> Result<(), Refusal<Subject>> {
+        let mut transaction = self.channel.transaction();
+        let add = |transaction: &mut Transaction<Subject>,
+                   subject,
+                   (message, flags, attributes): encode::Request| {
+            transaction.add(subject, message, flags, &attributes);
+        };
+        add(&mut transaction, Subject::Table, encode::table());
+        add(&mut transaction, Subject::Table, (message::DELTABLE, 0, encode::ours()));
+        add(&mut transaction, Subject::Table, encode::table());
+        for counter in &table.counters {
+            let request = encode::counter(counter, old.named(counter));
+            add(&mut transaction, Subject::Counter(counter.clone()), request);
+        }
+        for chain in &table.chains {
+            add(&mut transaction, Subject::Chain(chain.name.clone()), encode::chain(chain));
+        }
+        for (map, id) in table.maps.iter().zip(1..) {
+            add(&mut transaction, Subject::Map(map.name.clone()), encode::map(map, id));
+            for request in encode::entries(map, id, old) {
+                add(&mut transaction, Subject::Entries(map.name.clone()), request);
+            }
+        }
+        for chain in &table.chains {
+            for (rule, number) in chain.rules.iter().zip(1..) {
+                let mut expressions = encode::expressions(table, rule);
+                let count = old.rule(&chain.name, &expressions);
+                encode::begin_with(&mut expressions, count);
+                let logs = rule.iter().any(|expr| matches!(expr, Expr::Log { .. }));
+                let subject = Subject::Rule { chain: chain.name.clone(), number, logs };
+                add(&mut transaction, subject, encode::rule(&chain.name, &expressions));
+            }
+        }
+        self.channel.commit(transaction)
+    }
+
+    fn remove(&mut self) -> Result<(), KernelError> {
+        let mut transaction = self.channel.transaction();
+        transaction.add(Subject::Table, message::DELTABLE, 0, &encode::ours());
+        match self.channel.commit(transaction) {
+            Err(refusal) if refusal.errno() != Some(libc::ENOENT) => Err(refused("remove", refusal)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn failure(operation: &'static str, object: impl fmt::Display, source: io::Error) -> KernelError {
+    KernelError::new(operation, object, source)
+}
+
+fn refused(operation: &'static str, refusal: Refusal<Subject>) -> KernelError {
+    failure(operation, refusal.subject.unwrap_or(Subject::Table), refusal.source)
+}

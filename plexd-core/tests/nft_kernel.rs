@@ -1,0 +1,504 @@
+//! What the kernel does with a compiled table: put in place, read back, edited by others, judged by real packets. Needs
+//! root and `nft`; every test has network namespaces of its own, which end with its threads.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroU16;
+use std::process::Command;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use plexd_core::kernel::nft::NfTables;
+use plexd_core::kernel::{Applied, Counters, Firewall, ObservedTable};
+use plexd_core::policy::table::{Expr, Verdict};
+use plexd_core::policy::{Action, Context, Policy, PolicySet, Rule, Selector, Service, Table, compile};
+
+/// Long enough for a packet between two namespaces that is not going to be dropped.
+const PASSES: Duration = Duration::from_secs(5);
+/// Long enough to say that a packet was dropped.
+const DROPPED: Duration = Duration::from_millis(300);
+
+/// Runs a test on a thread with a network namespace of its own.
+fn in_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+    thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        run("ip link set lo up");
+        test()
+    })
+    .join()
+    .unwrap()
+}
+
+/// Runs a command in the namespace of the calling thread.
+fn run(command: &str) -> String {
+    let (done, output) = attempt(command);
+    assert!(done, "{command}: {output}");
+    output
+}
+
+fn attempt(command: &str) -> (bool, String) {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+fn wait<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+fn selector(text: &str) -> Selector {
+    match text {
+        "*" => Selector::Any,
+        text if text.starts_with("n_") => Selector::Node(text.parse().unwrap()),
+        text if text.contains('/') => Selector::Net(text.parse().unwrap()),
+        text => Selector::Net(text.parse::<IpAddr>().unwrap().into()),
+    }
+}
+
+fn service(text: &str) -> Service {
+    let port = |text: &str| NonZeroU16::new(text.parse().unwrap());
+    match text.split_once('/') {
+        None if text == "any" => Service::Any,
+        Some(("tcp", number)) => Service::Tcp(port(number)),
+        Some(("udp", number)) => Service::Udp(port(number)),
+        _ => panic!("{text}"),
+    }
+}
+
+/// `allow SRC DST SERVICE`, where a port of 0 is any.
+fn policy(rules: &[&str]) -> PolicySet {
+    let rule = |text: &&str| {
+        let words: Vec<_> = text.split(' ').collect();
+        let action = if words[0] == "allow" { Action::Allow } else { Action::Deny };
+        Rule { src: selector(words[1]), dst: selector(words[2]), service: service(words[3]), action }
+    };
+    PolicySet { policies: vec![Policy { id: "p".to_owned(), rules: rules.iter().map(rule).collect() }] }
+}
+
+fn context() -> Context {
+    let member = |id: &str, nets: &[&str]| {
+        (id.parse().unwrap(), nets.iter().map(|net| net.parse().unwrap()).collect::<BTreeSet<_>>())
+    };
+    Context {
+        node: "n_here".parse().unwrap(),
+        mesh_ip: "10.100.0.1".parse().unwrap(),
+        members: BTreeMap::from([
+            member("n_here", &["10.100.0.1/32", "fd00::1/128"]),
+            member("n_peer", &["10.100.0.2/32", "fd00::2/128"]),
+        ]),
+        interface: "plexd0".to_owned(),
+        default: Action::Deny,
+        enabled: true,
+        log_denied: true,
+    }
+}
+
+fn table(rules: &[&str]) -> Table {
+    compile(&policy(rules), &context()).unwrap().unwrap()
+}
+
+/// A policy that uses every kind of match, and `count` rules for addresses.
+fn large(count: u32) -> Table {
+    let address = |n: u32| IpAddr::from((0x0a64_0000 + n).to_be_bytes());
+    let mut rules: Vec<String> = (0..count)
+        .map(|n| {
+            format!("{} {} n_here tcp/{}", if n % 2 == 0 { "allow" } else { "deny" }, address(n), 1 + n % 9)
+        })
+        .collect();
+    rules.extend(
+        [
+            "deny 10.0.0.0/8 * udp/53",
+            "allow fd00::/64 fd00::/16 tcp/0",
+            "allow n_peer n_here any",
+            "deny * * any",
+        ]
+        .map(str::to_owned),
+    );
+    table(&rules.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+fn counters(observed: ObservedTable) -> Counters {
+    match observed {
+        ObservedTable::Same { counters } => counters,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn root_replaced_table_is_listed_by_nft_and_observed_as_the_same() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let table = large(100);
+        assert_eq!(wait(nft.observe(&table)).unwrap(), ObservedTable::Absent);
+        assert_eq!(wait(nft.replace(&table)).unwrap(), Applied::Complete);
+        let listed = run("nft -j list table inet plexd");
+        for word in ["\"input\"", "\"forward\"", "\"output\"", "plexd-denied ", "plexd0", "\"denied\""] {
+            assert!(listed.contains(word), "{word} in {listed}");
+        }
+        assert_eq!(counters(wait(nft.observe(&table)).unwrap()).named.len(), 2);
+        assert_eq!(counters(wait(NfTables::new().unwrap().observe(&table)).unwrap()).named.len(), 2);
+        // And the other way: a table that differs by one rule is not the same.
+        assert!(matches!(wait(nft.observe(&large(99))).unwrap(), ObservedTable::Differs { .. }));
+    });
+}
+
+#[test]
+fn root_refused_table_leaves_the_old_one_and_names_what_was_refused() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let old = large(10);
+        wait(nft.replace(&old)).unwrap();
+        let mut wrong = large(20);
+        wrong.chains[0].rules.push(vec![Expr::Verdict(Verdict::Goto("nowhere".to_owned()))]);
+        let error = wait(nft.replace(&wrong)).unwrap_err().to_string();
+        assert!(error.starts_with("cannot replace rule 3 of chain deny of table inet plexd: "), "{error}");
+        counters(wait(nft.observe(&old)).unwrap());
+    });
+}
+
+#[test]
+fn root_flush_is_observed_as_absence() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let table = large(10);
+        wait(nft.replace(&table)).unwrap();
+        run("nft flush ruleset");
+        assert_eq!(wait(nft.observe(&table)).unwrap(), ObservedTable::Absent);
+        wait(nft.replace(&table)).unwrap();
+        counters(wait(nft.observe(&table)).unwrap());
+    });
+}
+
+#[test]
+fn root_every_edit_is_observed_as_a_difference() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let table = large(10);
+        let map = &table.maps[0].name;
+        wait(nft.replace(&table)).unwrap();
+        let edits = [
+            "nft add rule inet plexd judge accept",
+            "nft insert rule inet plexd input accept",
+            "nft insert rule inet plexd deny accept",
+            "nft add chain inet plexd more",
+            "nft add counter inet plexd more",
+            "nft add quota inet plexd more 25 mbytes",
+            "nft add set inet plexd more { type ipv4_addr ; }",
+            "nft flush chain inet plexd output",
+            "nft flush chain inet plexd rules4",
+            "nft flush table inet plexd",
+            "nft add chain inet plexd input { policy drop ; }",
+            "nft add table inet plexd { flags dormant ; }",
+            &format!("nft flush map inet plexd {map}"),
+        ];
+        for edit in edits {
+            run(edit);
+            let observed = wait(nft.observe(&table)).unwrap();
+            assert!(matches!(observed, ObservedTable::Differs { .. }), "{edit}: {observed:?}");
+            wait(nft.replace(&table)).unwrap();
+            counters(wait(nft.observe(&table)).unwrap());
+        }
+    });
+}
+
+#[test]
+fn root_other_tables_are_left_alone() {
+    in_namespace(|| {
+        run("nft add table inet filter");
+        run("nft add chain inet filter input { type filter hook input priority 0 ; policy accept ; }");
+        run("nft add rule inet filter input tcp dport 22 counter accept");
+        run("nft add table ip plexd");
+        let others = || (run("nft list table inet filter"), run("nft list table ip plexd"));
+        let before = others();
+        let nft = NfTables::new().unwrap();
+        let table = large(10);
+        wait(nft.replace(&table)).unwrap();
+        counters(wait(nft.observe(&table)).unwrap());
+        wait(nft.remove()).unwrap();
+        assert_eq!(others(), before);
+    });
+}
+
+#[test]
+fn root_removing_is_idempotent() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let table = large(10);
+        wait(nft.remove()).unwrap();
+        wait(nft.replace(&table)).unwrap();
+        wait(nft.remove()).unwrap();
+        wait(nft.remove()).unwrap();
+        assert_eq!(wait(nft.observe(&table)).unwrap(), ObservedTable::Absent);
+    });
+}
+
+#[test]
+fn root_swap_of_large_tables_is_atomic() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let tables = [large(1_000), large(1_001)];
+        wait(nft.replace(&tables[0])).unwrap();
+        let until = Instant::now() + Duration::from_secs(1);
+        thread::scope(|scope| {
+            // A second reader never sees anything but one table or the other.
+            let reader = scope.spawn(|| {
+                let reader = NfTables::new().unwrap();
+                let mut seen = [0; 2];
+                while Instant::now() < until {
+                    let Ok(first) = wait(reader.observe(&tables[0])) else { continue };
+                    match first {
+                        ObservedTable::Same { .. } => seen[0] += 1,
+                        ObservedTable::Absent => panic!("there was a moment without policy"),
+                        ObservedTable::Differs { what } => {
+                            seen[1] += 1;
+                            assert!(what.contains("map v4_s32_d32_port_1"), "{what}");
+                        }
+                    }
+                }
+                seen
+            });
+            let mut swaps = 0;
+            while Instant::now() < until {
+                swaps += 1;
+                wait(nft.replace(&tables[swaps % 2])).unwrap();
+            }
+            let seen = reader.join().unwrap();
+            assert!(swaps > 1 && seen[0] + seen[1] > 0, "{swaps} swaps, {seen:?} seen");
+        });
+    });
+}
+
+#[test]
+fn root_ten_thousand_rules_are_applied_in_one_transaction() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let table = large(10_000);
+        wait(nft.replace(&table)).unwrap();
+        counters(wait(nft.observe(&table)).unwrap());
+    });
+}
+
+#[test]
+fn root_monitor_tells_of_others_but_not_of_ourselves() {
+    in_namespace(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let nft = NfTables::new().unwrap();
+            let mut monitor = nft.monitor().unwrap();
+            let table = large(1_000);
+            nft.replace(&table).await.unwrap();
+            run("nft add table inet other");
+            run("nft add table ip plexd");
+            let quiet = tokio::time::timeout(DROPPED, monitor.changed()).await;
+            assert!(quiet.is_err(), "our own change, or one of other tables, was told");
+            for edit in ["nft add rule inet plexd judge accept", "nft flush ruleset"] {
+                nft.replace(&table).await.unwrap();
+                run(edit);
+                tokio::time::timeout(PASSES, monitor.changed()).await.expect(edit).unwrap();
+                let quiet = tokio::time::timeout(DROPPED, monitor.changed()).await;
+                assert!(quiet.is_err(), "{edit} was told twice");
+            }
+        });
+    });
+}
+
+/// Runs work in the peer's namespace.
+struct Peer(mpsc::Sender<Box<dyn FnOnce() + Send>>);
+
+impl Peer {
+    /// Makes a second namespace, joined to the calling thread's by a veth pair that stands for the mesh interface.
+    fn joined() -> Self {
+        let (send, work) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
+        let (ready, id) = mpsc::channel();
+        thread::spawn(move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            ready.send(nix::unistd::gettid()).unwrap();
+            for work in work {
+                work();
+            }
+        });
+        let peer = Self(send);
+        let namespace = format!("/proc/{}/task/{}/ns/net", std::process::id(), id.recv().unwrap());
+        run(&format!("ip link add plexd0 type veth peer name plexd0 netns {namespace}"));
+        // Addresses and neighbours by hand, as WireGuard has no neighbour discovery either.
+        let up = |own: u8, other: u8| {
+            run(&format!("ip link set plexd0 address 02:00:00:00:00:0{own}"));
+            run(&format!("ip address add 10.100.0.{own}/24 dev plexd0"));
+            run(&format!("ip address add fd00::{own}/64 dev plexd0 nodad"));
+            run("ip link set plexd0 up");
+            for address in [format!("10.100.0.{other}"), format!("fd00::{other}")] {
+                run(&format!(
+                    "ip neigh add {address} lladdr 02:00:00:00:00:0{other} dev plexd0 nud permanent"
+                ));
+            }
+        };
+        up(1, 2);
+        peer.run(move || up(2, 1));
+        peer
+    }
+
+    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
+        let (send, result) = mpsc::channel();
+        self.0.send(Box::new(move || send.send(work()).unwrap())).unwrap();
+        result.recv().unwrap()
+    }
+}
+
+/// Connects and passes a byte both ways.
+fn connect(to: SocketAddr, patience: Duration) -> Option<TcpStream> {
+    let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
+    echo(&mut stream, patience).then_some(stream)
+}
+
+fn echo(stream: &mut TcpStream, patience: Duration) -> bool {
+    stream.set_read_timeout(Some(patience)).unwrap();
+    let mut answer = [0];
+    stream.write_all(b"x").is_ok() && stream.read_exact(&mut answer).is_ok() && answer == *b"x"
+}
+
+/// Answers on these ports, in the namespace of the calling thread.
+fn serve(host: &str, ports: &[u16]) {
+    for port in ports {
+        let address = SocketAddr::new(host.parse().unwrap(), *port);
+        let listener = TcpListener::bind(address).unwrap();
+        thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                thread::spawn(move || {
+                    let mut byte = [0];
+                    while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
+                });
+            }
+        });
+        let socket = UdpSocket::bind(address).unwrap();
+        thread::spawn(move || {
+            let mut byte = [0];
+            while let Ok((_, from)) = socket.recv_from(&mut byte) {
+                let _ = socket.send_to(&byte, from);
+            }
+        });
+    }
+}
+
+fn udp_answers(to: SocketAddr, patience: Duration) -> bool {
+    let local = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+    let socket = UdpSocket::bind(local).unwrap();
+    socket.set_read_timeout(Some(patience)).unwrap();
+    // The kernel says by an error that our own output was dropped.
+    socket.send_to(b"x", to).is_ok() && socket.recv(&mut [0]).is_ok()
+}
+
+fn at(host: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(host.parse().unwrap(), port)
+}
+
+#[test]
+fn root_only_allowed_packets_pass_in_both_directions() {
+    in_namespace(|| {
+        let peer = Peer::joined();
+        serve("0.0.0.0", &[80, 81]);
+        serve("::", &[90, 91]);
+        peer.run(|| serve("10.100.0.2", &[80]));
+        let nft = NfTables::new().unwrap();
+        let rules = table(&[
+            "deny 10.100.0.2 n_here tcp/81",
+            "allow n_peer n_here tcp/0",
+            "allow 10.100.0.0/24 * udp/80",
+            "deny * fd00::1 udp/90",
+            "allow fd00::/64 fd00::1 udp/0",
+        ]);
+        assert_eq!(wait(nft.replace(&rules)).unwrap(), Applied::Complete);
+        peer.run(|| {
+            assert!(
+                connect(at("10.100.0.1", 80), PASSES).is_some(),
+                "an allowed port, answered by no rule of its own"
+            );
+            assert!(connect(at("10.100.0.1", 81), DROPPED).is_none(), "a deny before the allow");
+            assert!(connect(at("fd00::1", 90), PASSES).is_some(), "an allowed port by IPv6");
+            assert!(udp_answers(at("10.100.0.1", 80), PASSES), "allowed by a network");
+            assert!(!udp_answers(at("10.100.0.1", 81), DROPPED), "no rule");
+            assert!(udp_answers(at("fd00::1", 91), PASSES), "allowed by an IPv6 network");
+            assert!(!udp_answers(at("fd00::1", 90), DROPPED), "a deny inside an allow");
+            assert!(!attempt("ping -c 1 -W 1 10.100.0.1").0, "a protocol that no rule names");
+        });
+        assert!(connect(at("10.100.0.2", 80), DROPPED).is_none(), "the other direction has no rule");
+        assert!(
+            connect(at("127.0.0.1", 81), PASSES).is_some(),
+            "packets off the mesh interface are not judged"
+        );
+        let counters = counters(wait(nft.observe(&rules)).unwrap());
+        assert!(counters.named["denied"].packets >= 4, "{counters:?}");
+        assert!(counters.rules[&0].packets > 0 && counters.rules[&1].packets > 0, "{counters:?}");
+        assert!(counters.rules[&1].bytes > counters.rules[&1].packets, "{counters:?}");
+    });
+}
+
+#[test]
+fn root_counters_survive_a_replacement() {
+    in_namespace(|| {
+        let peer = Peer::joined();
+        serve("10.100.0.1", &[80]);
+        let nft = NfTables::new().unwrap();
+        let before = table(&["allow n_peer n_here tcp/80", "allow n_here n_here any"]);
+        wait(nft.replace(&before)).unwrap();
+        peer.run(|| {
+            assert!(connect(at("10.100.0.1", 80), PASSES).is_some());
+            assert!(!udp_answers(at("10.100.0.1", 80), DROPPED));
+        });
+        let old = counters(wait(nft.observe(&before)).unwrap());
+        let after = table(&["allow n_peer n_here udp/1", "allow n_peer n_here tcp/80"]);
+        wait(nft.replace(&after)).unwrap();
+        let new = counters(wait(nft.observe(&after)).unwrap());
+        assert!(old.rules[&0].packets > 0 && old.named["denied"].packets > 0, "{old:?}");
+        assert!(new.rules[&1].packets >= old.rules[&0].packets, "{new:?}");
+        assert!(new.named["denied"].packets >= old.named["denied"].packets, "{new:?}");
+        assert_eq!(new.rules[&0].packets, 0);
+    });
+}
+
+#[test]
+fn root_established_connection_ends_when_it_is_no_longer_allowed() {
+    in_namespace(|| {
+        let peer = Peer::joined();
+        serve("10.100.0.1", &[80, 81]);
+        let nft = NfTables::new().unwrap();
+        wait(nft.replace(&table(&["allow n_peer n_here tcp/80", "allow n_peer n_here tcp/81"]))).unwrap();
+        let (mut revoked, mut kept) = peer.run(|| {
+            let open = |port| connect(at("10.100.0.1", port), PASSES).unwrap();
+            (open(80), open(81))
+        });
+        assert!(echo(&mut revoked, PASSES) && echo(&mut kept, PASSES));
+        wait(nft.replace(&table(&["allow n_peer n_here tcp/81"]))).unwrap();
+        assert!(!echo(&mut revoked, DROPPED), "a connection that the policy no longer allows");
+        assert!(echo(&mut kept, PASSES), "a connection that it still allows");
+    });
+}
+
+#[test]
+fn root_icmp_errors_follow_their_connection() {
+    in_namespace(|| {
+        let peer = Peer::joined();
+        let nft = NfTables::new().unwrap();
+        // Nothing listens: the answer is an ICMP error, which only the original tuple of its connection lets pass.
+        let refused = || {
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.connect(at("10.100.0.1", 99)).unwrap();
+            socket.set_read_timeout(Some(DROPPED)).unwrap();
+            socket.send(b"x").unwrap();
+            socket.recv(&mut [0]).unwrap_err().kind()
+        };
+        wait(nft.replace(&table(&["allow n_peer n_here udp/99"]))).unwrap();
+        assert_eq!(peer.run(refused), std::io::ErrorKind::ConnectionRefused);
+        wait(nft.replace(&table(&["allow n_peer n_here udp/98"]))).unwrap();
+        assert_eq!(peer.run(refused), std::io::ErrorKind::WouldBlock);
+        wait(nft.replace(&table(&["allow n_peer n_here any"]))).unwrap();
+        peer.run(|| run("ping -c 1 -W 5 10.100.0.1"));
+    });
+}
