@@ -10,6 +10,7 @@
 //! - [`backoff`]: how long to wait before trying again
 
 pub mod backoff;
+pub mod client;
 pub mod convert;
 pub mod envelope;
 pub mod events;

@@ -191,8 +191,7 @@ fn root_wg_show_tells_all_but_the_secrets() {
     assert_eq!(peer[7], "off");
     assert_eq!(lines.next(), None);
     assert!(first.namespace.command("wg show").contains("latest handshake"));
-    let refused =
-        first.namespace.command("wg set plexd0 listen-port 1 2>&1 || true");
+    let refused = first.namespace.command("wg set plexd0 listen-port 1 2>&1 || true");
     assert!(refused.contains("Operation not permitted"), "{refused}");
 }
 
