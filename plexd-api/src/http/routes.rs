@@ -90,3 +90,88 @@ fn not_found() -> std::future::Ready<ApiError> {
 fn method_not_allowed() -> std::future::Ready<ApiError> {
     std::future::ready(ApiError::MethodNotAllowed)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use axum::body::Body;
+    use http::header::AUTHORIZATION;
+    use http::{Method, StatusCode};
+    use plexd_proto::transport::PeerCredentials;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::auth::Rules;
+    use crate::core_client::Core;
+    use crate::mirror::Mirror;
+
+    const METHODS: [Method; 6] =
+        [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::POST, Method::OPTIONS];
+
+    /// A router whose core is away and whose mirror is empty: whoever is let in finds nothing, with 400, 404, 405 or
+    /// 503.
+    fn api() -> Router {
+        let mirror = Arc::new(Mirror::new());
+        let core = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
+        let rules = Rules { socket_gid: 900, secrets_gid: 901, tcp_secrets: true };
+        let shutdown = CancellationToken::new();
+        router(&Arc::new(Api { mirror, core, rules, max_report_bytes: 1000, shutdown }))
+    }
+
+    async fn status(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> StatusCode {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = method.clone();
+        request.headers_mut().insert(AUTHORIZATION, http::HeaderValue::from_static("Bearer guess"));
+        if let Ok(uri) = path.parse() {
+            *request.uri_mut() = uri;
+        }
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller.clone());
+        }
+        let Ok(response) = tower::Service::call(&mut router.clone(), request).await;
+        response.status()
+    }
+
+    fn local(groups: &[u32]) -> Caller {
+        Caller::Local(Arc::new(PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: groups.to_vec() }))
+    }
+
+    #[tokio::test]
+    async fn every_route_and_method_is_refused_to_who_lacks_what_it_needs() {
+        let router = api();
+        let paths = ROUTES.iter().map(|route| (route.path.replace("{key}", "k"), route.need));
+        let empty_keys = ROUTES
+            .iter()
+            .filter_map(|route| route.path.strip_suffix("{key}").map(|path| (path.to_owned(), route.need)));
+        let unknown = [("/".to_owned(), Need::Access), ("/v1/nothing".to_owned(), Need::Access)];
+        for (path, need) in paths.chain(empty_keys).chain(unknown) {
+            for method in &METHODS {
+                let of = async |caller: Option<&Caller>| status(&router, caller, method, &path).await;
+                let about = format!("{method} {path}");
+                assert_eq!(of(None).await, StatusCode::FORBIDDEN, "nobody: {about}");
+                assert_eq!(of(Some(&local(&[]))).await, StatusCode::FORBIDDEN, "no group: {about}");
+                assert_eq!(
+                    of(Some(&local(&[901]))).await,
+                    StatusCode::FORBIDDEN,
+                    "secrets group alone: {about}"
+                );
+                assert_eq!(of(Some(&Caller::Tcp)).await, StatusCode::UNAUTHORIZED, "TCP: {about}");
+                let member = of(Some(&local(&[900]))).await;
+                assert_eq!(member == StatusCode::FORBIDDEN, need == Need::Secrets, "member: {about}");
+                assert_ne!(
+                    of(Some(&local(&[900, 901]))).await,
+                    StatusCode::FORBIDDEN,
+                    "both groups: {about}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_secret_values_need_more_than_access() {
+        let more: Vec<_> =
+            ROUTES.iter().filter(|route| route.need == Need::Secrets).map(|route| route.path).collect();
+        assert_eq!(more, ["/v1/state/secrets/{key}"]);
+    }
+}

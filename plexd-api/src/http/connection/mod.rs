@@ -72,8 +72,7 @@ impl Server {
         while let Some(Some(accepted)) = self.shutdown.run_until_cancelled(listener.next()).await {
             let Ok(connection) = accepted else { continue };
             let peer = connection.connect_info();
-            let uid = Some(peer.uid);
-            self.accept(connection, Caller::Local(Arc::new(peer)), uid);
+            self.accept(connection, Caller::Local(Arc::new(peer)));
         }
     }
 
@@ -87,7 +86,7 @@ impl Server {
                     if let Err(error) = stream.set_nodelay(true) {
                         tracing::debug!(%error, "TCP_NODELAY not set");
                     }
-                    self.accept(stream, Caller::Tcp, None);
+                    self.accept(stream, Caller::Tcp);
                 }
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
@@ -103,10 +102,15 @@ impl Server {
         self.connections.wait().await;
     }
 
-    fn accept<I>(&self, io: I, caller: Caller, uid: Option<u32>)
+    /// Serves the accepted connection `io` of `caller` in a task of its own, if there is a place for it.
+    pub fn accept<I>(&self, io: I, caller: Caller)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
+        let uid = match &caller {
+            Caller::Local(peer) => Some(peer.uid),
+            Caller::Tcp => None,
+        };
         let Some(slot) = self.slots.take(uid) else {
             tracing::debug!(?uid, "connection turned away: too many");
             self.connections.spawn(turn_away(io));
@@ -126,7 +130,7 @@ impl Server {
         async move {
             let _slot = slot;
             let mut http = hyper::server::conn::http1::Builder::new();
-            http.max_buf_size(BUFFER).max_headers(MAX_HEADERS).header_read_timeout(None).pipeline_flush(true);
+            http.max_buf_size(BUFFER).max_headers(MAX_HEADERS).header_read_timeout(None);
             let mut connection = pin!(http.serve_connection(TokioIo::new(Link::new(io, shared)), requests));
             // Safe to cancel: the connection lives on outside the arm.
             let ended = tokio::select! {
