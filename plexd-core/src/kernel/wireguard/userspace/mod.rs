@@ -204,7 +204,11 @@ impl WireGuard for UserspaceWireGuard {
     }
 
     async fn observe(&self) -> Result<Option<ObservedDevice>, KernelError> {
-        self.shared.observe().await.map_err(self.shared.failed("read"))
+        let observed = self.shared.observe().await.map_err(self.shared.failed("read"))?;
+        if let Some(device) = &observed {
+            self.shared.state().known = Known::from_observed(&device.peers);
+        }
+        Ok(observed)
     }
 
     async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError> {
