@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use super::encode::{
-    self, Carried, Expression, OBJECT_IS_COUNTER, attribute, expressions, hook_number, key_bytes, message,
-    ours, verdict_code,
-};
+use super::encode::{self, Carried, hook_number, ours};
+use super::expression::{Expression, expressions, verdict_code};
+use super::layout::key_bytes;
+use super::numbers::{OBJECT_IS_COUNTER, attribute, message};
 use super::socket::Channel;
 use super::wire::{Attributes, Message, Reader};
 use crate::kernel::{Count, Counters, ObservedTable};
@@ -315,7 +315,14 @@ fn same_rule(expected: &[Expression], found: &[DumpedExpression]) -> bool {
 
 /// Returns the attributes of an expression in a form that can be compared; none of a counter, which has only counts.
 fn attributes(name: &str, data: Reader<'_>) -> BTreeMap<u16, Value> {
-    let holds_data = |kind| matches!((name, kind), ("cmp", 3) | ("bitwise", 4 | 5) | ("immediate", 2));
+    let holds_data = |kind: u16| {
+        matches!(
+            (name, kind),
+            ("cmp", attribute::CMP_DATA)
+                | ("bitwise", attribute::BITWISE_MASK | attribute::BITWISE_XOR)
+                | ("immediate", attribute::IMMEDIATE_DATA)
+        )
+    };
     let value = |kind, value: &[u8]| {
         if holds_data(kind) { Value::Data(Data::parse(Reader(value))) } else { Value::Bytes(value.to_vec()) }
     };

@@ -8,7 +8,7 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::encode::{attribute, message};
+use super::numbers::{attribute, message};
 use super::socket::{DATAGRAM, RECEIVE_BUFFER};
 use super::wire::{Message, Messages, NFPROTO_INET, nft};
 use crate::policy::Table;
