@@ -90,10 +90,7 @@ fn run(table: &Table, chain: &str, by: Hook, flow: &Flow) -> Option<Action> {
                     return None;
                 }
                 Expr::Limit { .. } | Expr::Log { .. } | Expr::Count(_) | Expr::CountRule(_) => continue,
-                Expr::Lookup(name) => {
-                    let map = table.maps.iter().find(|map| map.name == *name).unwrap();
-                    &look_up(map, flow)?.0
-                }
+                Expr::Lookup(map) => &look_up(&table.maps[*map], flow)?.0,
                 Expr::Verdict(verdict) => verdict,
             };
             return match verdict {

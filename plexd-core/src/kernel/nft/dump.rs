@@ -1,7 +1,7 @@
 //! The table as the kernel has it: read back whole, compared with what it should be, its counters collected. The other
 //! tables' chains that older kernels list along are skipped unread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use super::encode::{self, Carried, hook_number, ours};
@@ -338,17 +338,15 @@ fn count(data: Reader<'_>) -> Count {
     Count { packets: number(attribute::COUNTER_PACKETS), bytes: number(attribute::COUNTER_BYTES) }
 }
 
+/// Says which names are missing or too many.
 fn names<'a>(
     kind: &str,
-    expected: impl Iterator<Item = &'a String> + Clone,
-    found: impl Iterator<Item = &'a String> + Clone,
+    expected: impl Iterator<Item = &'a String>,
+    found: impl Iterator<Item = &'a String>,
 ) -> Option<String> {
-    let (wanted, there): (Vec<_>, Vec<_>) = (expected.collect(), found.collect());
-    let missing = wanted.iter().find(|name| !there.contains(name));
-    let added = there.iter().find(|name| !wanted.contains(name));
-    missing
-        .map(|name| format!("{kind} {name} is missing"))
-        .or_else(|| added.map(|name| format!("{kind} {name} was added")))
+    let (wanted, there): (BTreeSet<_>, BTreeSet<_>) = (expected.collect(), found.collect());
+    let missing = wanted.difference(&there).next().map(|name| format!("{kind} {name} is missing"));
+    missing.or_else(|| there.difference(&wanted).next().map(|name| format!("{kind} {name} was added")))
 }
 
 /// Returns the number of the ruleset, which every change raises.

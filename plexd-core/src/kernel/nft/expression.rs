@@ -6,7 +6,7 @@ use super::numbers::{OBJECT_IS_COUNTER, attribute, ct, meta};
 use super::wire::Attributes;
 use crate::kernel::Count;
 use crate::policy::Table;
-use crate::policy::table::{Expr, Family, Verdict};
+use crate::policy::table::{Expr, Family, Map, Verdict};
 
 /// `NF_ACCEPT`, `NF_DROP`, `NFT_JUMP`, `NFT_GOTO`.
 const ACCEPT: i32 = 1;
@@ -75,7 +75,7 @@ fn expression(table: &Table, expr: &Expr) -> Vec<Expression> {
             vec![Expression { name: "objref", data }]
         }
         Expr::CountRule(_) => vec![Expression { name: "counter", data: counts(Count::default()) }],
-        Expr::Lookup(name) => lookup(table, name),
+        Expr::Lookup(map) => lookup(table.maps.get(*map).expect("a table has the maps it looks up")),
         Expr::Verdict(verdict) => {
             let mut data = Attributes::default();
             data.u32(attribute::IMMEDIATE_DREG, REGISTER_VERDICT)
@@ -147,9 +147,8 @@ fn mask(word: u32, bits: &[u8]) -> Expression {
 }
 
 /// Loads the parts of the original tuple that the map looks at side by side, and looks them up.
-fn lookup(table: &Table, name: &str) -> Vec<Expression> {
-    let shape = table.maps.iter().find(|map| map.name == name).map(|map| map.shape);
-    let layout = Layout::of(shape.expect("a compiled table has the maps it looks up"));
+fn lookup(map: &Map) -> Vec<Expression> {
+    let layout = Layout::of(map.shape);
     let mut expressions = Vec::new();
     let mut word = 0;
     for part in layout.parts() {
@@ -160,7 +159,7 @@ fn lookup(table: &Table, name: &str) -> Vec<Expression> {
         word += part.words;
     }
     let mut data = Attributes::default();
-    data.text(attribute::LOOKUP_SET, name)
+    data.text(attribute::LOOKUP_SET, &map.name)
         .u32(attribute::LOOKUP_SREG, register(0))
         .u32(attribute::LOOKUP_DREG, REGISTER_VERDICT)
         .u32(attribute::LOOKUP_FLAGS, 0);

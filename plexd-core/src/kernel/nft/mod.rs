@@ -168,8 +168,10 @@ impl State {
         for chain in &table.chains {
             for (rule, number) in chain.rules.iter().zip(1..) {
                 let mut expressions = expression::expressions(table, rule);
-                let count = old.rule(&chain.name, &expressions);
-                expression::begin_with(&mut expressions, count);
+                if rule.iter().any(|expr| matches!(expr, Expr::CountRule(_))) {
+                    let count = old.rule(&chain.name, &expressions);
+                    expression::begin_with(&mut expressions, count);
+                }
                 let logs = rule.iter().any(|expr| matches!(expr, Expr::Log { .. }));
                 let subject = Subject::Rule { chain: chain.name.clone(), number, logs };
                 add(&mut transaction, subject, encode::rule(&chain.name, &expressions));
