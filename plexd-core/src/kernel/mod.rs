@@ -1,7 +1,11 @@
 //! The narrow seam to the kernel: a few small traits, each with one real implementation (two for WireGuard) and a fake
 //! for tests. Only the reconciler calls them. Nothing here decides anything.
 
+pub mod changes;
+pub mod network;
 pub mod nft;
+mod rtnl;
+pub mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

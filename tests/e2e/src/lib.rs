@@ -1,1 +1,32 @@
-//! Placeholder.
+//! The harness of the end-to-end tests: a [`Lab`] of [`Host`]s (network namespaces with directories of their own,
+//! joined by a bridge), [`Daemon`]s in them, a [`ControlPlane`] and [`Node`]s of the real programs, and ways to look at
+//! them from outside. Needs root and the programs of `packaging/apt-dependencies`, and says so.
+//!
+//! For tests only: what goes wrong panics at the caller's line, with the command, what it printed and the logs of the
+//! daemons. What a lab made is gone when it is dropped, also after a panic; what a killed test left, [`sweep`] removes,
+//! as every new lab does first.
+
+mod binaries;
+mod control_plane;
+mod daemon;
+mod host;
+mod http;
+mod lab;
+mod node;
+mod output;
+mod requirements;
+mod sweep;
+mod users;
+mod wait;
+
+pub use control_plane::ControlPlane;
+pub use daemon::Daemon;
+pub use host::{As, Host};
+pub use http::HttpAnswer;
+pub use lab::Lab;
+pub use node::Node;
+pub use output::Output;
+pub use requirements::require_root_and_tools;
+pub use sweep::{remove, sweep};
+pub use users::ensure_users;
+pub use wait::{Attempt, wait_until};

@@ -1,0 +1,40 @@
+# The commands of the repository. `make` lists them. Where a command needs Debian packages (packaging/apt-dependencies)
+# it installs them when run as root, and says so.
+
+CARGO ?= cargo
+# Where Cargo puts the programs that `make build` builds.
+PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
+# The demo and most tests make network namespaces.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.DEFAULT_GOAL := help
+.PHONY: help dependencies build check test demo demo-down
+
+help: ## list the commands
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+dependencies: ## install the Debian packages that are needed and missing (as root)
+	@packaging/install-dependencies
+
+build: dependencies ## build the programs
+	$(CARGO) build --locked --workspace --bins
+
+check: dependencies ## format, licences of dependencies, lints and documentation, all without a warning
+	$(CARGO) fmt --all --check
+	packaging/check-licences
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --workspace --no-deps
+
+test: build ## every test; as root, for those in network namespaces
+	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    set -x; $(CARGO) nextest run --locked --workspace --no-fail-fast; \
+	else \
+	    set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
+	fi
+	$(CARGO) test --locked --workspace --doc
+
+demo: build ## two nodes and a control plane on this machine, shown step by step; KEEP=1 leaves them running
+	$(AS_ROOT) $(PROGRAMS)/plexd-demo up $(if $(KEEP),--keep)
+
+demo-down: ## remove what `make demo KEEP=1` left
+	$(AS_ROOT) $(PROGRAMS)/plexd-demo down

@@ -1,0 +1,217 @@
+//! What the embedded WireGuard was told, and from it the least that a change has to touch, so that nothing but what
+//! differs is set. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+
+use ipnet::IpNet;
+
+use crate::kernel::{PeerChange, PeerConfig};
+use crate::types::{PresharedKey, PublicKey};
+
+/// One edit of the device.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Edit {
+    /// A peer that is not there yet.
+    Add(PeerConfig),
+    /// Members of a peer that is there; its session stays.
+    Modify(Modification),
+    /// A peer that goes.
+    Remove(PublicKey),
+}
+
+/// A member of a peer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Member<T> {
+    /// Stays as it is.
+    Keep,
+    /// Is to be this.
+    Set(T),
+}
+
+impl<T: PartialEq> Member<T> {
+    fn from_difference(known: &T, desired: T) -> Self {
+        if *known == desired { Self::Keep } else { Self::Set(desired) }
+    }
+}
+
+/// What to change of a peer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Modification {
+    pub(super) public_key: PublicKey,
+    pub(super) preshared_key: Member<Option<PresharedKey>>,
+    pub(super) endpoint: Member<SocketAddr>,
+    pub(super) allowed_ips: Member<BTreeSet<IpNet>>,
+    pub(super) persistent_keepalive: Member<Option<NonZeroU16>>,
+}
+
+impl Modification {
+    fn of(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            preshared_key: Member::Keep,
+            endpoint: Member::Keep,
+            allowed_ips: Member::Keep,
+            persistent_keepalive: Member::Keep,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        *self == Self::of(self.public_key)
+    }
+}
+
+/// The peers as they were set.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    peers: BTreeMap<PublicKey, PeerConfig>,
+    /// Which peer has an allowed IP: one at most, as in the kernel.
+    owners: BTreeMap<IpNet, PublicKey>,
+}
+
+impl Known {
+    /// Takes `change` over and returns the edits that carry it out, in order.
+    pub(super) fn edits(&mut self, change: &PeerChange) -> Vec<Edit> {
+        match change {
+            PeerChange::Remove(public_key) => self.remove(public_key).into_iter().collect(),
+            PeerChange::Set(config) => {
+                let mut config = config.clone();
+                config.allowed_ips = config.allowed_ips.iter().map(IpNet::trunc).collect();
+                let mut edits = self.take_over(&config);
+                edits.extend(self.set(config));
+                edits
+            }
+        }
+    }
+
+    fn remove(&mut self, public_key: &PublicKey) -> Option<Edit> {
+        let config = self.peers.remove(public_key)?;
+        for allowed_ip in &config.allowed_ips {
+            self.owners.remove(allowed_ip);
+        }
+        Some(Edit::Remove(*public_key))
+    }
+
+    /// Takes the allowed IPs of `config` from the peers that have them: the last one set has it, as in the kernel.
+    fn take_over(&mut self, config: &PeerConfig) -> Vec<Edit> {
+        let mut losers = BTreeSet::new();
+        for allowed_ip in &config.allowed_ips {
+            let Some(owner) = self.owners.insert(*allowed_ip, config.public_key) else { continue };
+            if owner != config.public_key
+                && let Some(loser) = self.peers.get_mut(&owner)
+            {
+                loser.allowed_ips.remove(allowed_ip);
+                losers.insert(owner);
+            }
+        }
+        let shrink = |loser: PublicKey| {
+            let allowed_ips = self.peers.get(&loser).map(|config| config.allowed_ips.clone());
+            let allowed_ips = Member::Set(allowed_ips.unwrap_or_default());
+            Edit::Modify(Modification { allowed_ips, ..Modification::of(loser) })
+        };
+        losers.into_iter().map(shrink).collect()
+    }
+
+    fn set(&mut self, config: PeerConfig) -> Option<Edit> {
+        let Some(known) = self.peers.insert(config.public_key, config.clone()) else {
+            return Some(Edit::Add(config));
+        };
+        for dropped in known.allowed_ips.difference(&config.allowed_ips) {
+            self.owners.remove(dropped);
+        }
+        let modification = Modification {
+            public_key: config.public_key,
+            preshared_key: Member::from_difference(&known.preshared_key, config.preshared_key),
+            // The peer may have roamed since, so what was set last time says nothing.
+            endpoint: config.endpoint.map_or(Member::Keep, Member::Set),
+            allowed_ips: Member::from_difference(&known.allowed_ips, config.allowed_ips),
+            persistent_keepalive: Member::from_difference(
+                &known.persistent_keepalive,
+                config.persistent_keepalive,
+            ),
+        };
+        (!modification.is_empty()).then_some(Edit::Modify(modification))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(byte: u8) -> PublicKey {
+        PublicKey::from_bytes([byte; 32])
+    }
+
+    fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn peer(byte: u8, allowed_ips: &[&str]) -> PeerConfig {
+        PeerConfig {
+            public_key: key(byte),
+            preshared_key: Some(PresharedKey::from_bytes([byte; 32])),
+            endpoint: None,
+            allowed_ips: nets(allowed_ips),
+            persistent_keepalive: NonZeroU16::new(25),
+        }
+    }
+
+    #[test]
+    fn setting_what_is_set_edits_nothing() {
+        let mut known = Known::default();
+        let change = PeerChange::Set(peer(1, &["10.0.0.1/32"]));
+        assert_eq!(known.edits(&change), [Edit::Add(peer(1, &["10.0.0.1/32"]))]);
+        assert_eq!(known.edits(&change), []);
+    }
+
+    #[test]
+    fn a_change_touches_only_what_differs() {
+        let mut known = Known::default();
+        known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32"])));
+        let changed = PeerConfig {
+            preshared_key: None,
+            endpoint: Some("192.0.2.1:51820".parse().unwrap()),
+            ..peer(1, &["10.0.0.1/32"])
+        };
+        let expected = Modification {
+            preshared_key: Member::Set(None),
+            endpoint: Member::Set("192.0.2.1:51820".parse().unwrap()),
+            ..Modification::of(key(1))
+        };
+        assert_eq!(known.edits(&PeerChange::Set(changed)), [Edit::Modify(expected)]);
+    }
+
+    #[test]
+    fn an_allowed_ip_moves_from_one_peer_to_the_other() {
+        let mut known = Known::default();
+        known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32", "10.9.0.0/16"])));
+        let edits = known.edits(&PeerChange::Set(peer(2, &["10.9.0.0/16"])));
+        let shrunk =
+            Modification { allowed_ips: Member::Set(nets(&["10.0.0.1/32"])), ..Modification::of(key(1)) };
+        assert_eq!(edits, [Edit::Modify(shrunk), Edit::Add(peer(2, &["10.9.0.0/16"]))]);
+        // The loser's later changes do not take it back.
+        assert_eq!(known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32"]))), []);
+    }
+
+    #[test]
+    fn an_allowed_ip_given_up_is_free_for_another_peer() {
+        let mut known = Known::default();
+        known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32", "10.9.0.0/16"])));
+        known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32"])));
+        let edits = known.edits(&PeerChange::Set(peer(2, &["10.9.0.0/16"])));
+        assert_eq!(edits, [Edit::Add(peer(2, &["10.9.0.0/16"]))]);
+        known.edits(&PeerChange::Remove(key(2)));
+        let edits = known.edits(&PeerChange::Set(peer(3, &["10.9.0.0/16"])));
+        assert_eq!(edits, [Edit::Add(peer(3, &["10.9.0.0/16"]))]);
+    }
+
+    #[test]
+    fn removing_a_peer_that_is_not_there_edits_nothing() {
+        let mut known = Known::default();
+        assert_eq!(known.edits(&PeerChange::Remove(key(1))), []);
+        known.edits(&PeerChange::Set(peer(1, &[])));
+        assert_eq!(known.edits(&PeerChange::Remove(key(1))), [Edit::Remove(key(1))]);
+        assert_eq!(known.edits(&PeerChange::Remove(key(1))), []);
+    }
+}

@@ -1,0 +1,398 @@
+//! The embedded WireGuard: gotatun on a TUN device that was opened before privileges were dropped. The interface lives
+//! as long as the process; its sessions survive changes of peers and even the removal of the interface.
+
+mod known;
+mod service;
+mod sockets;
+mod tun;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use gotatun::device::configure::{DeviceWrite, PeerMut, PeerStats};
+use gotatun::device::{self, DeviceBuilder, Peer};
+use gotatun::x25519;
+use ipnet::IpNet;
+use ipnetwork::IpNetwork;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use tokio::sync::watch;
+use zeroize::Zeroize;
+
+use self::known::{Edit, Known, Member, Modification};
+use self::tun::{Attachment, Reader, Writer};
+use crate::kernel::rtnl::{Link, Rtnl};
+use crate::kernel::{
+    Backend, DeviceConfig, Ensured, KernelError, ObservedDevice, ObservedPeer, PeerChange, PeerConfig,
+    WireGuard,
+};
+use crate::types::{PresharedKey, PublicKey};
+
+pub use self::service::UserspaceService;
+pub use self::tun::MAX_MTU;
+
+type Transports = (sockets::Sockets, Writer, Reader);
+type Device = device::Device<Transports>;
+
+/// Changes applied at a time: packets wait while the device is being edited.
+const BATCH: usize = 64;
+
+/// [`WireGuard`] by gotatun. Calls that change something are made by one caller, the reconciler, one after the other.
+pub struct UserspaceWireGuard {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    interface: String,
+    rtnl: Rtnl,
+    /// The open `/dev/net/tun`, attached to the interface while there is one. Never closed: after the drop of
+    /// privileges it could not be opened again.
+    tun: OwnedFd,
+    attachment: watch::Sender<Attachment>,
+    mtu: watch::Sender<u16>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Index of the interface that was made, which tells it from a later one of the same name.
+    index: Option<u32>,
+    device: Option<Arc<Device>>,
+    public_key: Option<PublicKey>,
+    /// Whether the UDP socket is open.
+    bound: bool,
+    known: Known,
+    /// Last handshakes: gotatun forgets one with its session, after 180 s.
+    handshakes: BTreeMap<PublicKey, SystemTime>,
+}
+
+impl UserspaceWireGuard {
+    /// Takes over `tun`, an open `/dev/net/tun` that is attached to nothing yet, for the interface `interface`. `mtu`
+    /// counts until the interface's own MTU is read; at most [`MAX_MTU`]. Called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// If the kernel refuses an rtnetlink socket.
+    pub fn new(interface: &str, tun: OwnedFd, mtu: u16) -> Result<Self, KernelError> {
+        let failed = |error| KernelError::new("prepare the interface", interface, error);
+        let flags =
+            OFlag::from_bits_retain(fcntl(&tun, FcntlArg::F_GETFL).map_err(io::Error::from).map_err(failed)?);
+        fcntl(&tun, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map_err(io::Error::from).map_err(failed)?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                interface: interface.to_owned(),
+                rtnl: Rtnl::new().map_err(failed)?,
+                tun,
+                attachment: watch::Sender::new(None),
+                mtu: watch::Sender::new(mtu.min(MAX_MTU)),
+                state: Mutex::new(State::default()),
+            }),
+        })
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> KernelError {
+        move |error| KernelError::new(operation, &self.interface, error)
+    }
+
+    /// Returns the interface if it is there and is the one that was made.
+    async fn link(&self) -> io::Result<Option<Link>> {
+        let link = self.rtnl.link(&self.interface).await?;
+        let index = self.state().index;
+        let link = link.filter(|link| Some(link.index) == index);
+        if let Some(link) = &link {
+            self.follow_mtu(link.mtu);
+        }
+        Ok(link)
+    }
+
+    fn follow_mtu(&self, mtu: u32) {
+        let mtu = u16::try_from(mtu).map_or(MAX_MTU, |mtu| mtu.min(MAX_MTU));
+        self.mtu.send_if_modified(|known| std::mem::replace(known, mtu) != mtu);
+    }
+
+    fn device(&self) -> io::Result<Arc<Device>> {
+        let missing = || io::Error::new(io::ErrorKind::NotFound, "the interface has not been made yet");
+        self.state().device.clone().ok_or_else(missing)
+    }
+
+    /// Makes the interface, and attaches it to the device that is there.
+    async fn attach(&self) -> io::Result<()> {
+        let previous = self.state().index.take();
+        if let Some(index) = previous {
+            // Ours, renamed: a descriptor attached to it could not be attached to another.
+            self.rtnl.delete(index).await?;
+        }
+        plexd_sys::attach_tun(&self.tun, &self.interface)?;
+        let gone =
+            || io::Error::new(io::ErrorKind::NotFound, "the interface vanished as soon as it was made");
+        let link = self.rtnl.link(&self.interface).await?.ok_or_else(gone)?;
+        let attachment = tun::attachment(self.tun.as_fd().try_clone_to_owned()?)?;
+        self.state().index = Some(link.index);
+        self.attachment.send_replace(attachment);
+        Ok(())
+    }
+
+    /// Builds the device, without a key and therefore without a socket.
+    async fn build(&self) -> Result<Device, device::Error> {
+        let reader = Reader::new(self.attachment.subscribe(), self.mtu.subscribe());
+        let writer = Writer::new(self.attachment.subscribe());
+        DeviceBuilder::new().with_udp(sockets::Sockets::new()).with_ip_pair(writer, reader).build().await
+    }
+
+    /// Reads the device; `None` if there is no such interface.
+    async fn observe(&self) -> io::Result<Option<ObservedDevice>> {
+        if self.link().await?.is_none() {
+            return Ok(None);
+        }
+        let device = self.device()?;
+        let (port, peers) = device.read(async |device| (device.listen_port(), device.peers().await)).await;
+        let mut state = self.state();
+        let peers = peers.into_iter().map(|peer| observed(peer, &mut state.handshakes)).collect();
+        Ok(Some(ObservedDevice {
+            public_key: state.public_key,
+            listen_port: if state.bound { port } else { 0 },
+            peers,
+        }))
+    }
+
+    /// Initiates a handshake with those of `peers` that have no fresh session. gotatun gives up after 90 s without an
+    /// answer, where the kernel goes on as long as there is a keepalive to send.
+    async fn initiate(&self, peers: &[PublicKey]) {
+        let Ok(device) = self.device() else { return };
+        for (count, peer) in peers.iter().enumerate() {
+            // One poll sends the initiation; what follows would only wait for its answer.
+            let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
+            if count % BATCH == BATCH - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl WireGuard for UserspaceWireGuard {
+    fn backend(&self) -> Backend {
+        Backend::Userspace
+    }
+
+    async fn ensure(&self) -> Result<Ensured, KernelError> {
+        let shared = &*self.shared;
+        let link = shared.rtnl.link(&shared.interface).await.map_err(shared.failed("look up"))?;
+        if let Some(link) = link {
+            if Some(link.index) == shared.state().index {
+                return Ok(Ensured::Existing);
+            }
+            let kind = link.kind.map_or_else(|| "physical".to_owned(), |kind| kind.to_string());
+            let reason = format!(
+                "a {kind} interface of that name exists and is not this process's; remove it or set mesh.interface"
+            );
+            return Err(shared.failed("make")(io::Error::new(io::ErrorKind::AlreadyExists, reason)));
+        }
+        shared.attach().await.map_err(shared.failed("make"))?;
+        if shared.state().device.is_none() {
+            let device = shared.build().await.map_err(into_io).map_err(shared.failed("make"))?;
+            shared.state().device = Some(Arc::new(device));
+        }
+        Ok(Ensured::Created)
+    }
+
+    async fn observe(&self) -> Result<Option<ObservedDevice>, KernelError> {
+        self.shared.observe().await.map_err(self.shared.failed("read"))
+    }
+
+    async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError> {
+        let shared = &*self.shared;
+        let device = shared.device().map_err(shared.failed("configure"))?;
+        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
+        // Not bound until the write is through: a device that lost its socket opens it only when something changes.
+        let bound = std::mem::take(&mut shared.state().bound);
+        let port = config.listen_port;
+        let result = device
+            .write(async |device: &mut DeviceWrite<'_, Transports>| {
+                device.set_private_key(private_key).await;
+                if !bound {
+                    device.set_listen_port(!port);
+                }
+                if port != 0 || !bound {
+                    device.set_listen_port(port);
+                }
+            })
+            .await;
+        let mut state = shared.state();
+        state.public_key = Some(config.private_key.public());
+        state.bound = result.is_ok();
+        result.map_err(|error| {
+            KernelError::new("listen on", format!("UDP port {port} for {}", shared.interface), into_io(error))
+        })
+    }
+
+    async fn apply(&self, changes: &[PeerChange]) -> Result<(), KernelError> {
+        let shared = &*self.shared;
+        let failed = || shared.failed("change the peers of");
+        let device = shared.device().map_err(failed())?;
+        if shared.state().public_key.is_none() {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "it has no private key yet");
+            return Err(failed()(error));
+        }
+        for changes in changes.chunks(BATCH) {
+            let edits: Vec<Edit> = {
+                let mut state = shared.state();
+                changes.iter().flat_map(|change| state.known.edits(change)).collect()
+            };
+            device
+                .write(async |device: &mut DeviceWrite<'_, Transports>| {
+                    for edit in edits {
+                        carry_out(device, edit).await;
+                    }
+                })
+                .await
+                .map_err(into_io)
+                .map_err(failed())?;
+            let mut kept_alive = Vec::new();
+            for change in changes {
+                match change {
+                    PeerChange::Remove(key) => drop(shared.state().handshakes.remove(key)),
+                    PeerChange::Set(peer) if peer.persistent_keepalive.is_some() => {
+                        kept_alive.push(peer.public_key);
+                    }
+                    PeerChange::Set(_) => {}
+                }
+            }
+            shared.initiate(&kept_alive).await;
+        }
+        Ok(())
+    }
+
+    async fn remove(&self) -> Result<(), KernelError> {
+        let shared = &*self.shared;
+        let state = std::mem::take(&mut *shared.state());
+        shared.attachment.send_replace(None);
+        // gotatun stops the device's tasks once the last reference is gone.
+        drop(state.device);
+        match state.index {
+            Some(index) => shared.rtnl.delete(index).await.map_err(shared.failed("remove")),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn carry_out(device: &mut DeviceWrite<'_, Transports>, edit: Edit) {
+    match edit {
+        Edit::Add(config) => {
+            device.add_peer(peer_from(&config));
+        }
+        Edit::Modify(modification) => {
+            let key = x25519::PublicKey::from(*modification.public_key.as_bytes());
+            device.modify_peer(&key, |peer| modify(peer, &modification)).await;
+        }
+        Edit::Remove(key) => {
+            device.remove_peer(&x25519::PublicKey::from(*key.as_bytes())).await;
+        }
+    }
+}
+
+fn peer_from(config: &PeerConfig) -> Peer {
+    let mut peer = Peer::new(x25519::PublicKey::from(*config.public_key.as_bytes()));
+    peer.endpoint = config.endpoint;
+    peer.allowed_ips = config.allowed_ips.iter().map(network).collect();
+    peer.preshared_key = config.preshared_key.as_ref().map(|key| *key.as_bytes());
+    peer.keepalive = config.persistent_keepalive.map(Into::into);
+    peer
+}
+
+fn modify(peer: &mut PeerMut, modification: &Modification) {
+    if let Member::Set(preshared_key) = &modification.preshared_key {
+        peer.set_preshared_key(preshared_key.as_ref().map(|key| *key.as_bytes()));
+    }
+    if let Member::Set(endpoint) = modification.endpoint {
+        peer.set_endpoint(Some(endpoint));
+    }
+    if let Member::Set(allowed_ips) = &modification.allowed_ips {
+        peer.clear_allowed_ips();
+        peer.add_allowed_ips(allowed_ips.iter().map(network));
+    }
+    if let Member::Set(keepalive) = modification.persistent_keepalive {
+        peer.set_keepalive(keepalive.map(Into::into));
+    }
+}
+
+fn network(net: &IpNet) -> IpNetwork {
+    IpNetwork::new(net.addr(), net.prefix_len()).expect("the prefix length of an IpNet fits its family")
+}
+
+/// Takes a peer over, wiping gotatun's copy of its preshared key, and keeps its last handshake.
+fn observed(
+    mut stats: PeerStats,
+    handshakes: &mut BTreeMap<PublicKey, SystemTime>,
+) -> (PublicKey, ObservedPeer) {
+    let public_key = PublicKey::from_bytes(stats.peer.public_key.to_bytes());
+    let preshared_key = stats.peer.preshared_key.map(PresharedKey::from_bytes);
+    stats.peer.preshared_key.zeroize();
+    let last_handshake = stats.stats.last_handshake.and_then(|age| SystemTime::now().checked_sub(age));
+    if let Some(time) = last_handshake {
+        remember(handshakes, public_key, time);
+    }
+    let net = |net: &IpNetwork| IpNet::new(net.ip(), net.prefix()).ok();
+    let peer = ObservedPeer {
+        preshared_key,
+        endpoint: stats.peer.endpoint,
+        allowed_ips: stats.peer.allowed_ips.iter().filter_map(net).collect(),
+        persistent_keepalive: stats.peer.keepalive.and_then(std::num::NonZeroU16::new),
+        last_handshake: handshakes.get(&public_key).copied(),
+        rx_bytes: stats.stats.rx_bytes as u64,
+        tx_bytes: stats.stats.tx_bytes as u64,
+    };
+    (public_key, peer)
+}
+
+/// Keeps `time` as the last handshake of `peer`. It is computed from an age, so that the same handshake comes out a
+/// little different each time.
+fn remember(handshakes: &mut BTreeMap<PublicKey, SystemTime>, peer: PublicKey, time: SystemTime) {
+    let known = handshakes.entry(peer).or_insert(time);
+    let difference = time.duration_since(*known).unwrap_or_else(|error| error.duration());
+    if difference > Duration::from_secs(1) {
+        *known = time;
+    }
+}
+
+fn into_io(error: device::Error) -> io::Error {
+    match error {
+        device::Error::Bind(error, _) if error.kind() == io::ErrorKind::AddrInUse => io::Error::new(
+            io::ErrorKind::AddrInUse,
+            "the port is in use; stop what uses it (ss -ulpn shows it) or set mesh.listen_port",
+        ),
+        device::Error::IoError(error) | device::Error::Bind(error, _) => error,
+        error => io::Error::other(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_handshake_keeps_its_time() {
+        let peer = PublicKey::from_bytes([1; 32]);
+        let first = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let mut handshakes = BTreeMap::new();
+        for (offset, expected) in [(0, 0), (3, 0), (5_000, 5_000)] {
+            remember(&mut handshakes, peer, first + Duration::from_millis(offset));
+            assert_eq!(handshakes.get(&peer), Some(&(first + Duration::from_millis(expected))));
+        }
+    }
+
+    #[test]
+    fn a_port_in_use_is_explained() {
+        let error = into_io(device::Error::IoError(io::Error::from(io::ErrorKind::PermissionDenied)));
+        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    }
+}

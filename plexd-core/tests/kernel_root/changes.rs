@@ -1,0 +1,38 @@
+//! Being told of changes.
+
+use std::time::Duration;
+
+use plexd_core::kernel::changes::LinkChanges;
+
+use crate::namespace::{Namespace, run_command};
+
+/// Whether a change is told; if none is after a while, none will be: the kernel has told before the command returns.
+async fn is_told(changes: &mut LinkChanges) -> bool {
+    tokio::time::timeout(Duration::from_millis(200), changes.changed()).await.is_ok_and(|told| told.is_ok())
+}
+
+#[test]
+fn root_changes_of_the_interface_are_told_and_those_of_others_are_not() {
+    Namespace::new().run(|| async {
+        let mut changes = LinkChanges::new("plexd0").unwrap();
+        run_command("ip link add other0 type dummy");
+        run_command("ip link set other0 up");
+        run_command("ip route add 10.1.0.0/16 dev other0");
+        assert!(!is_told(&mut changes).await);
+        for line in [
+            "ip link add plexd0 type dummy",
+            "ip link set plexd0 up",
+            "ip address add 10.100.0.1/32 dev plexd0",
+            "ip route add 10.2.0.0/16 dev plexd0",
+            "ip route del 10.2.0.0/16 dev plexd0",
+            "ip -6 address add fd00::1/128 dev plexd0 nodad",
+            "ip link set plexd0 mtu 1280",
+            "ip link del plexd0",
+            "ip link add plexd0 type dummy",
+        ] {
+            run_command(line);
+            assert!(is_told(&mut changes).await, "{line}");
+            while is_told(&mut changes).await {}
+        }
+    });
+}

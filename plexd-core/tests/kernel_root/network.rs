@@ -1,0 +1,157 @@
+//! Links, addresses and routes.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+use plexd_core::kernel::network::{ROUTE_PROTOCOL, RtNetlink};
+use plexd_core::kernel::{Network, RouteConflict};
+
+use crate::namespace::Namespace;
+
+fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+fn list(texts: &[&str]) -> Vec<IpNet> {
+    nets(texts).into_iter().collect()
+}
+
+/// A namespace with an interface that is down.
+fn with_interface() -> Namespace {
+    let namespace = Namespace::new();
+    namespace.command("ip link add plexd0 type dummy");
+    namespace
+}
+
+#[test]
+fn root_an_interface_that_is_not_there_is_none_and_nothing_is_left_to_remove() {
+    Namespace::new().run(|| async {
+        let network = RtNetlink::new().unwrap();
+        assert_eq!(network.observe("plexd0").await.unwrap(), None);
+        network.remove_routes("plexd0", &list(&["10.0.0.0/8"])).await.unwrap();
+        network.remove_address("plexd0", "10.0.0.1/32".parse().unwrap()).await.unwrap();
+        let error = network.bring_up("plexd0", 1420).await.unwrap_err().to_string();
+        assert!(error.contains("plexd0") && error.contains("no such interface"), "{error}");
+    });
+}
+
+#[test]
+fn root_what_was_set_is_observed_and_setting_it_again_is_no_error() {
+    let namespace = with_interface();
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        let before = network.observe("plexd0").await.unwrap().unwrap();
+        assert!(!before.up && before.addresses.is_empty() && before.routes.is_empty());
+        let addresses = nets(&["10.100.0.1/32", "fd00::1/128"]);
+        let routes = list(&["0.0.0.0/0", "10.100.0.2/32", "10.9.0.0/16", "fd00::2/128", "::/0"]);
+        for _ in 0..2 {
+            network.bring_up("plexd0", 1420).await.unwrap();
+            for address in &addresses {
+                network.add_address("plexd0", *address).await.unwrap();
+            }
+            assert_eq!(network.add_routes("plexd0", &routes).await.unwrap(), []);
+            let link = network.observe("plexd0").await.unwrap().unwrap();
+            assert_eq!((link.up, link.mtu), (true, 1420));
+            // The kernel's own link-local address, and its routes of our addresses, are not told.
+            assert_eq!(link.addresses, addresses);
+            assert_eq!(link.routes, routes.iter().copied().collect());
+        }
+    });
+    let shown = namespace.command(&format!("ip route show proto {ROUTE_PROTOCOL}"));
+    assert!(shown.contains("10.9.0.0/16 dev plexd0"), "{shown}");
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        let routes = list(&["0.0.0.0/0", "10.9.0.0/16", "fd00::2/128"]);
+        for _ in 0..2 {
+            network.remove_routes("plexd0", &routes).await.unwrap();
+            network.remove_address("plexd0", "fd00::1/128".parse().unwrap()).await.unwrap();
+        }
+        let link = network.observe("plexd0").await.unwrap().unwrap();
+        assert_eq!(link.addresses, nets(&["10.100.0.1/32"]));
+        assert_eq!(link.routes, nets(&["10.100.0.2/32", "::/0"]));
+    });
+}
+
+#[test]
+fn root_routes_of_others_are_reported_with_their_interface_and_left_alone() {
+    let namespace = with_interface();
+    for line in [
+        "ip link set plexd0 up",
+        "ip link add other0 type dummy",
+        "ip link set other0 up",
+        "ip route add 10.1.0.0/16 dev other0",
+        "ip -6 route add fd01::/64 dev other0",
+        "ip route add blackhole 10.2.0.0/16",
+        "ip route add 10.3.0.0/16 dev plexd0",
+    ] {
+        namespace.command(line);
+    }
+    let before = namespace.command("ip route show table main");
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        let wanted = list(&["10.1.0.0/16", "10.2.0.0/16", "10.3.0.0/16", "10.4.0.0/16", "fd01::/64"]);
+        let conflicts = network.add_routes("plexd0", &wanted).await.unwrap();
+        let conflict = |destination: &str, owner: Option<&str>| RouteConflict {
+            destination: destination.parse().unwrap(),
+            owner: owner.map(str::to_owned),
+        };
+        let expected = [
+            conflict("10.1.0.0/16", Some("other0")),
+            conflict("10.2.0.0/16", None),
+            conflict("fd01::/64", Some("other0")),
+        ];
+        assert_eq!(conflicts, expected);
+        // Ours, whoever added it, because it goes through our interface.
+        let link = network.observe("plexd0").await.unwrap().unwrap();
+        assert_eq!(link.routes, nets(&["10.3.0.0/16", "10.4.0.0/16"]));
+        network.remove_routes("plexd0", &wanted).await.unwrap();
+    });
+    let after = namespace.command("ip route show table main");
+    assert_eq!(after, before.replace("10.3.0.0/16 dev plexd0 scope link \n", ""));
+}
+
+#[test]
+fn root_one_route_that_cannot_be_added_does_not_keep_the_others_out() {
+    let namespace = with_interface();
+    namespace.command("ip link set plexd0 up");
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        // Multicast has no place in a unicast table of IPv4.
+        let error = network.add_routes("plexd0", &list(&["10.0.0.1/32", "255.255.255.255/32"])).await;
+        if let Err(error) = error {
+            assert!(error.to_string().contains("255.255.255.255/32 through plexd0"), "{error}");
+        }
+        let link = network.observe("plexd0").await.unwrap().unwrap();
+        assert!(link.routes.contains(&"10.0.0.1/32".parse().unwrap()));
+    });
+}
+
+#[test]
+fn root_an_address_with_another_prefix_length_is_not_taken_for_the_one_asked_for() {
+    let namespace = with_interface();
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        network.bring_up("plexd0", 1420).await.unwrap();
+        network.add_address("plexd0", "fd00::1/64".parse().unwrap()).await.unwrap();
+        let error = network.add_address("plexd0", "fd00::1/128".parse().unwrap()).await.unwrap_err();
+        assert!(error.to_string().contains("fd00::1/128 to plexd0"), "{error}");
+    });
+}
+
+#[test]
+fn root_ten_thousand_routes_are_added_and_removed() {
+    let namespace = with_interface();
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        network.bring_up("plexd0", 1420).await.unwrap();
+        let route = |number: u32| Ipv4Net::new(Ipv4Addr::from(0x0a64_0000 + number), 32).unwrap().into();
+        let routes: Vec<IpNet> = (0..10_000_u32).map(route).collect();
+        assert_eq!(network.add_routes("plexd0", &routes).await.unwrap(), []);
+        // The same again: every one is answered with EEXIST and found to be ours.
+        assert_eq!(network.add_routes("plexd0", &routes).await.unwrap(), []);
+        assert_eq!(network.observe("plexd0").await.unwrap().unwrap().routes.len(), routes.len());
+        network.remove_routes("plexd0", &routes).await.unwrap();
+        assert_eq!(network.observe("plexd0").await.unwrap().unwrap().routes, BTreeSet::new());
+    });
+}

@@ -1,0 +1,239 @@
+//! Two nodes with the embedded WireGuard and a tunnel between them.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use plexd_core::kernel::{DeviceConfig, Ensured, PeerChange, PeerConfig, WireGuard};
+use plexd_core::types::{PresharedKey, PrivateKey};
+
+use crate::node::{INTERFACE, Node, PORT, pair};
+
+fn handshake(node: &Node, other: &Node) -> SystemTime {
+    node.observe_peer(other.key.public()).last_handshake.unwrap()
+}
+
+#[test]
+fn root_two_nodes_reach_each_other_and_see_it() {
+    let (first, second) = pair();
+    first.reaches(&second);
+    second.reaches(&first);
+    let device = first.observe().unwrap();
+    assert_eq!((device.public_key, device.listen_port), (Some(first.key.public()), PORT));
+    let peer = &device.peers[&second.key.public()];
+    let desired = first.peer(&second);
+    assert_eq!(peer.preshared_key, desired.preshared_key);
+    assert_eq!(peer.endpoint, desired.endpoint);
+    assert_eq!(peer.allowed_ips, desired.allowed_ips);
+    assert!(peer.last_handshake.is_some() && peer.rx_bytes > 0 && peer.tx_bytes > 0);
+}
+
+#[test]
+fn root_another_preshared_key_lets_nothing_through() {
+    let (first, second) = pair();
+    let wrong = PresharedKey::from_bytes([0x55; 32]);
+    second.apply(vec![
+        PeerChange::Remove(first.key.public()),
+        PeerChange::Set(PeerConfig { preshared_key: Some(wrong), ..second.peer(&first) }),
+    ]);
+    let target = second.mesh_ip();
+    let lost = first.namespace.command(&format!("ping -n -c 1 -w 2 {target} || true"));
+    assert!(lost.contains("100% packet loss"), "{lost}");
+}
+
+#[test]
+fn root_changing_a_peer_loses_no_packet_and_makes_no_handshake() {
+    let (first, second) = pair();
+    first.reaches(&second);
+    let before = handshake(&first, &second);
+    let wireguard = Arc::clone(&first.wireguard);
+    let peer = first.peer(&second);
+    let target = second.mesh_ip();
+    let pinged = first.namespace.run(move || async move {
+        let ping = format!("ping -n -q -i 0.005 -c 300 -W 1 {target}");
+        let ping = tokio::task::spawn_blocking(move || crate::namespace::run_command(&ping));
+        let mut round = 0_u8;
+        while !ping.is_finished() {
+            round = round.wrapping_add(1);
+            let mut changed = peer.clone();
+            changed.preshared_key = Some(PresharedKey::from_bytes([round; 32]));
+            changed.allowed_ips.insert(format!("10.7.{round}.0/24").parse().unwrap());
+            changed.persistent_keepalive = std::num::NonZeroU16::new(u16::from(round));
+            wireguard.apply(&[PeerChange::Set(changed)]).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        wireguard.apply(&[PeerChange::Set(peer)]).await.unwrap();
+        ping.await.unwrap()
+    });
+    assert!(pinged.contains("300 received, 0% packet loss"), "{pinged}");
+    assert_eq!(handshake(&first, &second), before);
+    let observed = first.observe_peer(second.key.public());
+    let desired = first.peer(&second);
+    assert_eq!(observed.preshared_key, desired.preshared_key);
+    assert_eq!(observed.allowed_ips, desired.allowed_ips);
+    assert_eq!(observed.persistent_keepalive, desired.persistent_keepalive);
+}
+
+#[test]
+fn root_a_removed_peer_is_heard_no_more() {
+    let (first, second) = pair();
+    first.reaches(&second);
+    first.apply(vec![PeerChange::Remove(second.key.public())]);
+    assert!(first.observe().unwrap().peers.is_empty());
+    let target = first.mesh_ip();
+    let lost = second.namespace.command(&format!("ping -n -c 1 -w 2 {target} || true"));
+    assert!(lost.contains("100% packet loss"), "{lost}");
+    first.apply(vec![PeerChange::Set(first.peer(&second))]);
+    first.reaches(&second);
+}
+
+#[test]
+fn root_a_deleted_interface_is_seen_and_comes_back_with_its_sessions() {
+    let (first, second) = pair();
+    first.reaches(&second);
+    let before = handshake(&first, &second);
+    for _ in 0..3 {
+        first.namespace.command("ip link del plexd0");
+        assert!(first.observe().is_none());
+        let wireguard = Arc::clone(&first.wireguard);
+        let ensured = first.namespace.run(|| async move { wireguard.ensure().await.unwrap() });
+        assert_eq!(ensured, Ensured::Created);
+        first.set_up_network();
+        assert_eq!(first.observe().unwrap().peers.len(), 1);
+        first.reaches(&second);
+    }
+    assert_eq!(handshake(&first, &second), before);
+}
+
+#[test]
+fn root_a_renamed_interface_is_made_anew() {
+    let (first, second) = pair();
+    first.namespace.command("ip link set plexd0 down");
+    first.namespace.command("ip link set plexd0 name gone0");
+    assert!(first.observe().is_none());
+    let wireguard = Arc::clone(&first.wireguard);
+    first.namespace.run(|| async move { wireguard.ensure().await.unwrap() });
+    first.set_up_network();
+    first.reaches(&second);
+    assert!(!first.namespace.command("ip link show").contains("gone0"));
+}
+
+#[test]
+fn root_removing_ends_it_and_it_can_be_made_again() {
+    let (first, second) = pair();
+    first.reaches(&second);
+    let wireguard = Arc::clone(&first.wireguard);
+    first.namespace.run(|| async move {
+        wireguard.remove().await.unwrap();
+        wireguard.remove().await.unwrap();
+    });
+    assert!(!first.namespace.command("ip link show").contains(INTERFACE));
+    assert!(first.observe().is_none());
+    first.set_up();
+    assert!(first.observe().unwrap().peers.is_empty());
+    first.apply(vec![PeerChange::Set(first.peer(&second))]);
+    first.reaches(&second);
+}
+
+#[test]
+fn root_a_new_private_key_keeps_the_peers() {
+    let (mut first, second) = pair();
+    first.reaches(&second);
+    let old = first.key.public();
+    first.key = PrivateKey::generate().unwrap();
+    let config = DeviceConfig { private_key: first.key.clone(), listen_port: PORT };
+    let wireguard = Arc::clone(&first.wireguard);
+    first.namespace.run(|| async move { wireguard.configure(&config).await.unwrap() });
+    second.apply(vec![PeerChange::Remove(old), PeerChange::Set(second.peer(&first))]);
+    first.reaches(&second);
+    assert_eq!(first.observe().unwrap().public_key, Some(first.key.public()));
+}
+
+#[test]
+fn root_the_listen_port_can_change_and_one_in_use_is_explained() {
+    let node = Node::new(1);
+    node.set_up();
+    let (wireguard, key) = (Arc::clone(&node.wireguard), node.key.clone());
+    node.namespace.run(|| async move {
+        let taken = std::net::UdpSocket::bind("[::]:4500").unwrap();
+        let configure = |listen_port| DeviceConfig { private_key: key.clone(), listen_port };
+        let error = wireguard.configure(&configure(4500)).await.unwrap_err().to_string();
+        assert!(error.contains("UDP port 4500") && error.contains("mesh.listen_port"), "{error}");
+        assert_eq!(wireguard.observe().await.unwrap().unwrap().listen_port, 0);
+        drop(taken);
+        for port in [4500, 4501, 4500, PORT] {
+            wireguard.configure(&configure(port)).await.unwrap();
+            assert_eq!(wireguard.observe().await.unwrap().unwrap().listen_port, port);
+        }
+    });
+}
+
+#[test]
+fn root_a_keepalive_makes_the_handshake_without_traffic() {
+    let (first, second) = pair();
+    let keepalive = PeerConfig { persistent_keepalive: std::num::NonZeroU16::new(25), ..first.peer(&second) };
+    first.apply(vec![PeerChange::Set(keepalive)]);
+    first.eventually("handshake", |first| first.observe_peer(second.key.public()).last_handshake.is_some());
+}
+
+#[test]
+fn root_wg_show_tells_all_but_the_secrets() {
+    let (first, second) = pair();
+    first.reaches(&second);
+    let shown = first.namespace.command("wg show plexd0 dump");
+    let mut lines = shown.lines();
+    let device: Vec<&str> = lines.next().unwrap().split('\t').collect();
+    assert_eq!(device, ["(none)", "(none)", "51820", "off"]);
+    let peer: Vec<&str> = lines.next().unwrap().split('\t').collect();
+    assert_eq!(peer[0], second.key.public().to_string());
+    assert_eq!(&peer[1..4], ["(none)", "192.0.2.2:51820", "10.100.0.2/32"]);
+    assert!(peer[4].parse::<u64>().unwrap() > 1_700_000_000);
+    assert!(peer[5].parse::<u64>().unwrap() > 0 && peer[6].parse::<u64>().unwrap() > 0);
+    assert_eq!(peer[7], "off");
+    assert_eq!(lines.next(), None);
+    assert!(first.namespace.command("wg show").contains("latest handshake"));
+    let refused = first.namespace.command("wg set plexd0 listen-port 1 2>&1 || true");
+    assert!(refused.contains("Operation not permitted"), "{refused}");
+}
+
+#[test]
+fn root_an_interface_of_somebody_else_is_refused_and_left_alone() {
+    for (made, kind) in [
+        ("ip link add plexd0 type dummy", "dummy"),
+        ("ip tuntap add mode tun name plexd0", "tun"),
+        ("ip link add plexd0 type bridge", "bridge"),
+    ] {
+        let node = Node::new(1);
+        node.namespace.command(made);
+        let wireguard = Arc::clone(&node.wireguard);
+        let error = node.namespace.run(|| async move {
+            assert!(wireguard.observe().await.unwrap().is_none());
+            let error = wireguard.ensure().await.unwrap_err().to_string();
+            wireguard.remove().await.unwrap();
+            error
+        });
+        assert!(error.contains(&format!("a {kind} interface")), "{error}");
+        assert!(node.namespace.command("ip link show").contains("plexd0"));
+    }
+}
+
+#[test]
+fn root_five_thousand_peers_are_applied() {
+    let node = Node::new(1);
+    node.set_up();
+    let peer = node.peer(&Node::new(2));
+    let changes: Vec<PeerChange> = (0..5_000_u32)
+        .map(|number| {
+            let mut config = peer.clone();
+            let mut key = [0; 32];
+            key[..4].copy_from_slice(&number.to_be_bytes());
+            config.public_key = plexd_core::types::PublicKey::from_bytes(key);
+            let address = std::net::Ipv4Addr::from(0x0a64_0100 + number);
+            config.allowed_ips = [ipnet::Ipv4Net::new(address, 32).unwrap().into()].into();
+            PeerChange::Set(config)
+        })
+        .collect();
+    node.apply(changes.clone());
+    assert_eq!(node.observe().unwrap().peers.len(), 5_000);
+    node.apply(changes);
+    assert_eq!(node.observe().unwrap().peers.len(), 5_000);
+}

@@ -1,0 +1,247 @@
+//! `plexd-ctl policies`: the policies in force, and whether a newer set was refused.
+
+use plexd_proto::admin::v1 as wire;
+use serde::Serialize;
+
+use crate::output::{Terminal, Tone, View, known, one_line, table};
+
+/// The policies in force, in their order: the first rule that matches decides. Its fields are the stable JSON shape;
+/// null is what is not known.
+#[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names are the JSON members")]
+pub(crate) struct Policies {
+    state: PolicyState,
+    policies: Vec<Policy>,
+    /// Packets denied since the table was made.
+    denied_packets: u64,
+}
+
+/// The policy as a whole.
+#[derive(Debug, Serialize)]
+pub(crate) struct PolicyState {
+    enabled: bool,
+    /// What becomes of a packet that no rule matches: `allow` or `deny`.
+    default_action: Option<String>,
+    policies: u32,
+    rules: u32,
+    /// Why the newest set was refused; null when it is in force.
+    rejected: Option<String>,
+}
+
+/// A policy.
+#[derive(Debug, Serialize)]
+struct Policy {
+    id: String,
+    rules: Vec<Rule>,
+}
+
+/// A rule of a policy.
+#[derive(Debug, Serialize)]
+struct Rule {
+    /// `allow` or `deny`.
+    action: String,
+    /// CIDR, address, node id or `*`.
+    src: String,
+    /// CIDR, address, node id or `*`.
+    dst: String,
+    /// `tcp` or `udp`; null is any.
+    protocol: Option<String>,
+    /// Null is any.
+    port: Option<u32>,
+    /// Packets that the rule decided; null where the kernel does not count them apart.
+    packets: Option<u64>,
+}
+
+impl Policies {
+    /// Creates the view of an answer.
+    pub(crate) fn new(response: wire::ListPoliciesResponse) -> Self {
+        Self {
+            state: PolicyState::new(response.state.unwrap_or_default()),
+            policies: response.policies.into_iter().map(Policy::new).collect(),
+            denied_packets: response.denied_packets,
+        }
+    }
+}
+
+impl PolicyState {
+    /// Creates the view of the policy as a whole.
+    pub(crate) fn new(state: wire::PolicyState) -> Self {
+        Self {
+            enabled: state.enabled,
+            default_action: known(state.default_action),
+            policies: state.policies,
+            rules: state.rules,
+            rejected: known(state.rejected),
+        }
+    }
+
+    /// Says it in one line.
+    pub(crate) fn line(&self) -> String {
+        if !self.enabled {
+            return "disabled: every packet may pass".into();
+        }
+        let default = self.default_action.as_deref().unwrap_or("unknown");
+        let rejected =
+            self.rejected.as_deref().map(|why| format!("; newest set refused: {why}")).unwrap_or_default();
+        format!("{} policies, {} rules, default {default}{rejected}", self.policies, self.rules)
+    }
+}
+
+impl Policy {
+    fn new(policy: wire::Policy) -> Self {
+        Self { id: policy.id, rules: policy.rules.into_iter().map(Rule::new).collect() }
+    }
+}
+
+impl Rule {
+    fn new(rule: wire::PolicyRule) -> Self {
+        Self {
+            action: rule.action,
+            src: rule.src,
+            dst: rule.dst,
+            protocol: known(rule.protocol),
+            port: (rule.port != 0).then_some(rule.port),
+            packets: rule.packets,
+        }
+    }
+
+    fn row(&self, policy: &str) -> [String; 7] {
+        [
+            policy.into(),
+            self.action.clone(),
+            self.src.clone(),
+            self.dst.clone(),
+            self.protocol.clone().unwrap_or_else(|| "any".into()),
+            self.port.map_or_else(|| "any".into(), |port| port.to_string()),
+            self.packets.map_or_else(|| "-".into(), |packets| packets.to_string()),
+        ]
+    }
+}
+
+impl View for Policies {
+    fn render(&self, terminal: &Terminal) -> String {
+        let rows =
+            self.policies.iter().flat_map(|policy| policy.rules.iter().map(|rule| rule.row(&policy.id)));
+        let mut text = String::new();
+        if self.policies.iter().any(|policy| !policy.rules.is_empty()) {
+            text = table(["POLICY", "ACTION", "SOURCE", "DESTINATION", "PROTOCOL", "PORT", "PACKETS"], rows);
+            text.push('\n');
+        }
+        let line = one_line(&self.state.line());
+        let wrong = !self.state.enabled || self.state.rejected.is_some();
+        text += &if wrong { terminal.paint(Tone::Bad, &line) } else { line };
+        text + &format!("\n{} packets denied\n", self.denied_packets)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::output::{Colours, json};
+
+    const TERMINAL: Terminal = Terminal { now: Timestamp::UNIX_EPOCH, colours: Colours::Plain };
+
+    fn response() -> wire::ListPoliciesResponse {
+        let web = wire::PolicyRule {
+            src: "*".into(),
+            dst: "n-a1".into(),
+            port: 8080,
+            protocol: "tcp".into(),
+            action: "allow".into(),
+            packets: Some(42),
+        };
+        let rest = wire::PolicyRule {
+            src: "10.100.0.0/16".into(),
+            dst: "*".into(),
+            port: 0,
+            protocol: String::new(),
+            action: "deny".into(),
+            packets: None,
+        };
+        wire::ListPoliciesResponse {
+            state: Some(wire::PolicyState {
+                enabled: true,
+                default_action: "deny".into(),
+                policies: 1,
+                rules: 2,
+                rejected: String::new(),
+            }),
+            policies: vec![wire::Policy { id: "web".into(), rules: vec![web, rest] }],
+            denied_packets: 7,
+        }
+    }
+
+    #[test]
+    fn the_table_shows_rules_in_order_and_what_was_denied() {
+        let expected = "\
+POLICY  ACTION  SOURCE         DESTINATION  PROTOCOL  PORT  PACKETS
+web     allow   *              n-a1         tcp       8080  42
+web     deny    10.100.0.0/16  *            any       any   -
+
+1 policies, 2 rules, default deny
+7 packets denied
+";
+        assert_eq!(Policies::new(response()).render(&TERMINAL), expected);
+    }
+
+    #[test]
+    fn a_refused_set_is_told_with_its_reason() {
+        let mut response = response();
+        response.policies.clear();
+        response.state.as_mut().unwrap().rejected = "policy \"web\", rule 2: unknown action \"drop\"".into();
+        let text = Policies::new(response).render(&TERMINAL);
+        assert_eq!(
+            text,
+            "1 policies, 2 rules, default deny; newest set refused: policy \"web\", rule 2: unknown action \
+             \"drop\"\n7 packets denied\n"
+        );
+    }
+
+    #[test]
+    fn a_disabled_policy_is_told_first_thing() {
+        let mut response = response();
+        response.state.as_mut().unwrap().enabled = false;
+        assert!(Policies::new(response).render(&TERMINAL).contains("disabled: every packet may pass"));
+    }
+
+    #[test]
+    fn the_json_has_its_documented_shape() {
+        let expected = r#"{
+  "state": {
+    "enabled": true,
+    "default_action": "deny",
+    "policies": 1,
+    "rules": 2,
+    "rejected": null
+  },
+  "policies": [
+    {
+      "id": "web",
+      "rules": [
+        {
+          "action": "allow",
+          "src": "*",
+          "dst": "n-a1",
+          "protocol": "tcp",
+          "port": 8080,
+          "packets": 42
+        },
+        {
+          "action": "deny",
+          "src": "10.100.0.0/16",
+          "dst": "*",
+          "protocol": null,
+          "port": null,
+          "packets": null
+        }
+      ]
+    }
+  ],
+  "denied_packets": 7
+}
+"#;
+        assert_eq!(json(&Policies::new(response())).unwrap(), expected);
+    }
+}

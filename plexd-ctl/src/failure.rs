@@ -1,0 +1,88 @@
+//! Why a command did not do what it was asked: one line for a person, with the way out, and an exit code for a script.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::commands::TokenError;
+use crate::output::one_line;
+
+/// Exit code for wrong arguments.
+pub(crate) const USAGE: u8 = 2;
+
+/// A failed command.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The arguments make no sense.
+    #[error("{0}")]
+    Usage(&'static str),
+    /// Nobody answers at the socket.
+    #[error("cannot reach plexd-core at {socket}: {reason}", socket = .socket.display())]
+    Unreachable {
+        /// The socket.
+        socket: PathBuf,
+        /// What is the matter, and what to do.
+        reason: String,
+    },
+    /// The socket may not be opened.
+    #[error("cannot reach plexd-core at {socket}: permission denied. {advice}", socket = .socket.display())]
+    Forbidden {
+        /// The socket.
+        socket: PathBuf,
+        /// What to do.
+        advice: String,
+    },
+    /// plexd-core does not let the caller make this call.
+    #[error("plexd-core refuses: {message}. {advice}")]
+    Refused {
+        /// Its words.
+        message: String,
+        /// What to do.
+        advice: String,
+    },
+    /// The node has no identity, and the command needs one.
+    #[error("{0}")]
+    NotEnrolled(String),
+    /// plexd-core failed; its message says what to do.
+    #[error("plexd-core: {0}")]
+    Core(String),
+    /// There is no usable token.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The token did its work, but is still there.
+    #[error("the node is enrolled, but cannot delete the token file {path}: {source}; delete it", path = .path.display())]
+    TokenFileKept {
+        /// The file.
+        path: PathBuf,
+        /// Why it is still there.
+        source: io::Error,
+    },
+    /// plexd-ctl itself could not do its work.
+    #[error("cannot {operation}: {source}")]
+    Local {
+        /// What it tried.
+        operation: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+}
+
+impl Failure {
+    /// Returns the exit code: 1 failed, 2 usage, 3 not enrolled, 4 core not reachable, 5 not permitted.
+    pub(crate) fn exit_code(&self) -> u8 {
+        match self {
+            Self::Core(_) | Self::Token(_) | Self::TokenFileKept { .. } | Self::Local { .. } => 1,
+            Self::Usage(_) => USAGE,
+            Self::NotEnrolled(_) => 3,
+            Self::Unreachable { .. } => 4,
+            Self::Forbidden { .. } | Self::Refused { .. } => 5,
+        }
+    }
+
+    /// Tells the caller on standard error, in one line, and returns the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        // Nothing to be done when standard error is closed; the exit code still tells.
+        let _ = writeln!(io::stderr(), "plexd-ctl: {}", one_line(&self.to_string()));
+        ExitCode::from(self.exit_code())
+    }
+}

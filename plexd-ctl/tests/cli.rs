@@ -1,0 +1,301 @@
+//! The real plexd-ctl against a plexd-core that is only a gRPC service: arguments, exit codes, what is printed where,
+//! and what becomes of the token.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::mpsc;
+
+use plexd_proto::admin::v1::admin_server::{Admin, AdminServer};
+use plexd_proto::admin::v1::{
+    Enrolment, Health, Identity, JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse,
+    ListPoliciesRequest, ListPoliciesResponse, Peer, Policy, PolicyRule, PolicyState, StatusRequest,
+    StatusResponse,
+};
+use plexd_proto::transport::{Incoming, SocketOwner, bind};
+use tempfile::TempDir;
+use tonic::{Request, Response, Status};
+
+/// A plexd-core that answers, or refuses everything.
+#[derive(Clone)]
+struct FakeCore {
+    refusal: Option<Status>,
+    tokens: mpsc::Sender<String>,
+}
+
+impl FakeCore {
+    fn answer<T>(&self, response: T) -> Result<Response<T>, Status> {
+        self.refusal.clone().map_or_else(|| Ok(Response::new(response)), Err)
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for FakeCore {
+    async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
+        let mut identity = Identity { node_id: "n-a1".into(), ..Identity::default() };
+        identity.set_enrolment(Enrolment::Enrolled);
+        let mut status = StatusResponse { version: "9.9.9".into(), ..StatusResponse::default() };
+        status.set_health(Health::Healthy);
+        status.identity = Some(identity);
+        self.answer(status)
+    }
+
+    async fn list_peers(
+        &self,
+        _request: Request<ListPeersRequest>,
+    ) -> Result<Response<ListPeersResponse>, Status> {
+        // More than the 4 MiB that a gRPC client takes unless told otherwise.
+        let peers = (0..20_000).map(|n| Peer {
+            id: format!("n-{n:05}"),
+            public_key: "x".repeat(220),
+            ..Peer::default()
+        });
+        self.answer(ListPeersResponse { peers: peers.collect() })
+    }
+
+    async fn list_policies(
+        &self,
+        _request: Request<ListPoliciesRequest>,
+    ) -> Result<Response<ListPoliciesResponse>, Status> {
+        let rule = PolicyRule { src: "*".into(), action: "allow".into(), ..PolicyRule::default() };
+        let policies = vec![Policy { id: "web".into(), rules: vec![rule] }];
+        let state = PolicyState { enabled: true, ..PolicyState::default() };
+        self.answer(ListPoliciesResponse { state: Some(state), policies, denied_packets: 7 })
+    }
+
+    async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
+        self.tokens.send(request.into_inner().token).unwrap();
+        self.answer(JoinResponse { node_id: "n-a1".into(), mesh_ip: "10.100.0.1".into() })
+    }
+}
+
+/// A fake core that serves until dropped, and a folder of its own.
+struct Core {
+    folder: TempDir,
+    tokens: mpsc::Receiver<String>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    server: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Core {
+    fn start(refusal: Option<Status>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let owner = SocketOwner { uid: nix::unistd::geteuid(), gid: nix::unistd::getegid(), mode: 0o660 };
+        let listener = bind(&folder.path().join("admin.sock"), owner).unwrap();
+        let (sender, tokens) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let service = AdminServer::new(FakeCore { refusal, tokens: sender });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let server = std::thread::spawn(move || {
+            runtime.block_on(async {
+                let incoming = Incoming::new(listener).unwrap();
+                let serve = tonic::transport::Server::builder().add_service(service);
+                tokio::select! {
+                    served = serve.serve_with_incoming(incoming) => served.unwrap(),
+                    _ = stopped => {}
+                }
+            });
+        });
+        Self { folder, tokens, stop: Some(stop), server: Some(server) }
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("admin.sock")
+    }
+
+    fn ctl(&self, arguments: &[&str]) -> Answer {
+        Answer::of(&mut ctl(&self.socket(), arguments))
+    }
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        let server = self.server.take().map(std::thread::JoinHandle::join);
+        assert!(std::thread::panicking() || matches!(server, Some(Ok(()))), "the fake core failed");
+    }
+}
+
+fn ctl(socket: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_plexd-ctl"));
+    command.args(arguments).arg("--socket").arg(socket).stdin(Stdio::null());
+    command
+}
+
+/// What a run of plexd-ctl left.
+#[derive(Debug)]
+struct Answer {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Answer {
+    fn of(command: &mut Command) -> Self {
+        Self::from(command.output().unwrap())
+    }
+
+    fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, 0, "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+
+    /// Checks a failure: the code, nothing on stdout, and exactly one line on stderr, which is returned.
+    fn error(&self, code: i32) -> &str {
+        assert_eq!(self.code, code, "{self:?}");
+        assert_eq!(self.stdout, "");
+        let line = self.stderr.strip_suffix('\n').unwrap();
+        assert!(!line.contains('\n'), "{line}");
+        line.strip_prefix("plexd-ctl: ").unwrap()
+    }
+}
+
+impl From<Output> for Answer {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap(),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+#[test]
+fn every_command_answers_as_table_and_as_json() {
+    let core = Core::start(None);
+    assert!(core.ctl(&["status"]).stdout.contains("node           n-a1, enrolled\n"));
+    assert_eq!(core.ctl(&["status", "-o", "json"]).json()["identity"]["node_id"], "n-a1");
+    assert_eq!(core.ctl(&["-o", "json", "peers"]).json()["peers"][19_999]["id"], "n-19999");
+    assert_eq!(core.ctl(&["peers"]).stdout.lines().count(), 20_001);
+    assert_eq!(core.ctl(&["policies", "--output=json"]).json()["denied_packets"], 7);
+    assert!(core.ctl(&["policies", "--no-color"]).stdout.ends_with("7 packets denied\n"));
+}
+
+#[test]
+fn wrong_usage_is_code_2_and_help_is_not() {
+    let core = Core::start(None);
+    assert_eq!(core.ctl(&["stauts"]).code, 2);
+    assert_eq!(core.ctl(&["status", "-o", "yaml"]).code, 2);
+    let help = core.ctl(&["--help"]);
+    assert!(help.code == 0 && help.stdout.contains("4  plexd-core cannot be reached"), "{help:?}");
+}
+
+#[test]
+fn a_core_that_does_not_run_is_code_4_with_the_way_to_start_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let start = "plexd-core is not running; start it with: systemctl start plexd-core";
+    let expected = format!("cannot reach plexd-core at {}: no such file: {start}", socket.display());
+    assert_eq!(Answer::of(&mut ctl(&socket, &["status"])).error(4), expected);
+
+    drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+    let expected = format!("cannot reach plexd-core at {}: connection refused: {start}", socket.display());
+    assert_eq!(Answer::of(&mut ctl(&socket, &["peers"])).error(4), expected);
+}
+
+#[test]
+fn a_core_that_accepts_and_never_answers_is_code_4_after_the_deadline() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("admin.sock");
+    let _mute = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let answer = Answer::of(&mut ctl(&socket, &["status"]));
+    assert!(answer.error(4).contains("no answer within 5 s"), "{answer:?}");
+}
+
+#[test]
+fn root_only_a_user_outside_the_group_is_told_its_groups_and_the_way_in() {
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root, to become somebody else");
+    let core = Core::start(None);
+    // A path that everybody may run: the build folder may be closed to others.
+    let program = core.folder.path().join("plexd-ctl");
+    fs::copy(env!("CARGO_BIN_EXE_plexd-ctl"), &program).unwrap();
+    // Group 65534 is `nogroup` on Debian.
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]);
+    command.arg(program).arg("status").arg("--socket").arg(core.socket());
+    let expected = format!(
+        "cannot reach plexd-core at {}: permission denied. You are in group nogroup; join group plexd-admin or use \
+         sudo.",
+        core.socket().display()
+    );
+    assert_eq!(Answer::of(&mut command).error(5), expected);
+}
+
+#[test]
+fn what_core_refuses_is_code_5_and_what_needs_enrolment_code_3() {
+    let core = Core::start(Some(Status::permission_denied("this caller may not make this call")));
+    let answer = core.ctl(&["status"]);
+    assert!(
+        answer.error(5).starts_with("plexd-core refuses: this caller may not make this call. You are in"),
+        "{answer:?}"
+    );
+    let core = Core::start(Some(Status::failed_precondition("not enrolled; enrol with: plexd-ctl join")));
+    assert_eq!(core.ctl(&["peers"]).error(3), "not enrolled; enrol with: plexd-ctl join");
+    let core = Core::start(Some(Status::unavailable("the control plane does not answer\x1b[2J\nat all")));
+    let answer = core.ctl(&["join", "--token-file", "/dev/null"]);
+    assert_eq!(answer.error(1), "the token is empty; get one from your control plane");
+    assert_eq!(
+        core.ctl(&["policies"]).error(1),
+        "plexd-core: the control plane does not answer\\u{1b}[2J at all"
+    );
+}
+
+#[test]
+fn join_hands_over_the_token_of_a_file_and_deletes_it_after() {
+    let core = Core::start(None);
+    let file = core.folder.path().join("token");
+    fs::write(&file, "plx_enroll_1\n").unwrap();
+    let answer = core.ctl(&["join", "--token-file", file.to_str().unwrap()]);
+    assert_eq!((answer.code, answer.stdout.as_str()), (0, "enrolled as n-a1, mesh IP 10.100.0.1\n"));
+    assert_eq!(core.tokens.recv().unwrap(), "plx_enroll_1");
+    assert!(!file.exists());
+}
+
+#[test]
+fn join_keeps_the_token_file_when_enrolment_fails() {
+    let core = Core::start(Some(Status::internal("the control plane refuses the token; get a new one")));
+    let file = core.folder.path().join("token");
+    fs::write(&file, "plx_enroll_1\n").unwrap();
+    let answer = core.ctl(&["join", "--token-file", file.to_str().unwrap()]);
+    assert_eq!(answer.error(1), "plexd-core: the control plane refuses the token; get a new one");
+    assert_eq!(fs::read_to_string(file).unwrap(), "plx_enroll_1\n");
+}
+
+#[test]
+fn join_reads_standard_input_that_is_no_terminal() {
+    let core = Core::start(None);
+    for arguments in [&["join"][..], &["join", "-"], &["join", "--token-file", "-", "-o", "json"]] {
+        let mut command = ctl(&core.socket(), arguments);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"plx_enroll_2\n").unwrap();
+        let answer = Answer::from(child.wait_with_output().unwrap());
+        assert_eq!(answer.code, 0, "{answer:?}");
+        assert!(answer.stdout.contains("n-a1") && !answer.stdout.contains("plx_enroll"), "{answer:?}");
+        assert_eq!(core.tokens.recv().unwrap(), "plx_enroll_2");
+    }
+}
+
+#[test]
+fn join_refuses_a_token_among_the_arguments_without_showing_it() {
+    let core = Core::start(None);
+    let answer = core.ctl(&["join", "plx_enroll_3"]);
+    assert!(answer.error(2).contains("--token-file FILE"), "{answer:?}");
+    assert!(!answer.stderr.contains("plx_enroll_3"));
+    assert!(core.tokens.try_recv().is_err());
+}
+
+#[test]
+fn a_reader_that_leaves_early_is_no_failure() {
+    let core = Core::start(None);
+    let mut child =
+        ctl(&core.socket(), &["peers"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let answer = Answer::from(child.wait_with_output().unwrap());
+    assert_eq!((answer.code, answer.stderr.as_str()), (0, ""));
+}
