@@ -1,5 +1,6 @@
 //! The JSON examples of the endpoints document: what plexd sends is produced exactly, member for member, and what it
 //! receives is read. The keys in them are placeholders, so nothing is validated here.
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::path::Path;
 
