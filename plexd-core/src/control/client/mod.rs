@@ -1,0 +1,250 @@
+//! The client of the control plane: TLS, deadlines, bounded answers, classified errors. Remembers no credential and
+//! tries nothing twice; who calls decides when to try again.
+
+mod calls;
+mod endpoints;
+mod error;
+mod stream;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode, Url, redirect};
+use serde::Serialize;
+use zeroize::Zeroizing;
+
+use crate::types::{NodeId, NodeSecretKey};
+
+use super::backoff::retry_after;
+
+pub use calls::StateAnswer;
+pub use endpoints::Call;
+pub use error::{Class, ClientError, Detail, SetupError};
+pub use stream::{EventStream, IDLE_TIMEOUT};
+
+/// How long connecting may take (contract, section 2).
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a request may take, answer included; for the event stream, up to its head.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Where the control plane is.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// Base URL, `https`; a path in it goes before those of the endpoints.
+    pub base: Url,
+    /// PEM certificates that alone may vouch for the control plane; the system's if unset.
+    pub ca_file: Option<PathBuf>,
+    /// Version of this program, for `User-Agent`.
+    pub version: &'static str,
+}
+
+/// Who this node is towards the control plane.
+#[derive(Debug, Clone)]
+pub struct Credentials {
+    /// The node's id.
+    pub node_id: NodeId,
+    /// The node's credential.
+    pub secret: NodeSecretKey,
+}
+
+/// The client; clones share connections.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+    ca_file: Option<PathBuf>,
+}
+
+/// What a request is authenticated with.
+#[derive(Clone, Copy)]
+enum Credential<'a> {
+    /// The node secret key, in a header.
+    Node(&'a Credentials),
+    /// The bootstrap token, in the body.
+    Token(&'a str),
+}
+
+impl Credential<'_> {
+    fn text(&self) -> &str {
+        match self {
+            Self::Node(credentials) => credentials.secret.as_str(),
+            Self::Token(token) => token,
+        }
+    }
+}
+
+/// A request before it is sent.
+struct Request<'a> {
+    call: Call,
+    credential: Credential<'a>,
+    builder: RequestBuilder,
+}
+
+impl Client {
+    /// Makes the client. The CA file is read now, once.
+    pub fn new(config: ClientConfig) -> Result<Self, SetupError> {
+        if config.base.scheme() != "https" {
+            return Err(SetupError::NotHttps(config.base.to_string()));
+        }
+        // Fails only if there is one already, which then serves as well.
+        let _installed = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .user_agent(format!("plexd-core/{}", config.version))
+            .https_only(true)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(CONNECT_TIMEOUT);
+        if let Some(path) = &config.ca_file {
+            builder = builder.tls_certs_only(read_certificates(path)?);
+        }
+        let http = builder.build().map_err(|error| SetupError::Tls(error::causes(&error)))?;
+        Ok(Self {
+            http,
+            base: config.base.as_str().trim_end_matches('/').to_owned(),
+            ca_file: config.ca_file,
+        })
+    }
+
+    /// Starts a request; `values` go into the path in place of its names.
+    fn request<'a>(
+        &self,
+        call: Call,
+        values: &[&str],
+        credential: Credential<'a>,
+    ) -> Result<Request<'a>, ClientError> {
+        // What cannot be asked for cannot exist either.
+        let path = call.path(values).ok_or_else(|| not_found(call))?;
+        let method = Method::from_bytes(call.method.as_bytes()).unwrap_or(Method::GET);
+        let mut builder = self.http.request(method, format!("{}{path}", self.base));
+        if let Credential::Node(credentials) = credential {
+            builder = builder.header(AUTHORIZATION, bearer(call, &credentials.secret)?);
+        }
+        Ok(Request { call, credential, builder })
+    }
+
+    /// Sends a request and returns the whole answer, which is a success.
+    async fn exchange(&self, request: Request<'_>) -> Result<Answer, ClientError> {
+        let call = request.call;
+        let request = Request { builder: request.builder.timeout(REQUEST_TIMEOUT), ..request };
+        let mut response = self.send(request).await?;
+        let body = self.body(call, &mut response, call.max_answer).await?;
+        Ok(Answer { call, response, body })
+    }
+
+    /// Sends a request and returns the head of the answer, which is a success (or a 304).
+    async fn send(&self, request: Request<'_>) -> Result<Response, ClientError> {
+        let Request { call, credential, builder } = request;
+        let mut response = builder.send().await.map_err(|error| self.transport(call, &error))?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::NOT_MODIFIED {
+            return Ok(response);
+        }
+        let body = self.body(call, &mut response, Detail::MAX).await.unwrap_or_default();
+        Err(refusal(call, &response, Detail::of(&body, credential.text())))
+    }
+
+    /// Reads a body of at most `limit` bytes.
+    async fn body(
+        &self,
+        call: Call,
+        response: &mut Response,
+        limit: usize,
+    ) -> Result<Zeroizing<Vec<u8>>, ClientError> {
+        let too_large = || ClientError::Protocol { call, reason: format!("it is larger than {limit} bytes") };
+        let announced = response.content_length().and_then(|length| usize::try_from(length).ok());
+        if announced.is_some_and(|length| length > limit) {
+            return Err(too_large());
+        }
+        let mut body = Zeroizing::new(Vec::with_capacity(announced.unwrap_or(0)));
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.transport(call, &error))? {
+            if body.len() + chunk.len() > limit {
+                return Err(too_large());
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    fn transport(&self, call: Call, error: &reqwest::Error) -> ClientError {
+        error::transport(call, error, REQUEST_TIMEOUT, self.ca_file.as_deref())
+    }
+}
+
+impl Request<'_> {
+    fn json(self, body: &impl Serialize) -> Result<Self, ClientError> {
+        let call = self.call;
+        let body = serde_json::to_vec(body).map_err(|_| ClientError::Protocol {
+            call,
+            reason: "its request cannot be written".to_owned(),
+        })?;
+        let builder = self.builder.header(CONTENT_TYPE, "application/json").body(body);
+        Ok(Self { builder, ..self })
+    }
+
+    fn header(self, name: reqwest::header::HeaderName, value: HeaderValue) -> Self {
+        Self { builder: self.builder.header(name, value), ..self }
+    }
+}
+
+/// A whole answer.
+struct Answer {
+    call: Call,
+    response: Response,
+    body: Zeroizing<Vec<u8>>,
+}
+
+impl Answer {
+    fn unusable(&self, reason: String) -> ClientError {
+        ClientError::Protocol { call: self.call, reason }
+    }
+
+    /// Returns whether there is no body.
+    fn is_empty(&self) -> bool {
+        self.body.iter().all(u8::is_ascii_whitespace)
+    }
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<Certificate>, SetupError> {
+    let pem = std::fs::read(path).map_err(|source| SetupError::ReadCa { path: path.to_owned(), source })?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        _ => Err(SetupError::NoCertificate(path.to_owned())),
+    }
+}
+
+fn bearer(call: Call, secret: &NodeSecretKey) -> Result<HeaderValue, ClientError> {
+    let text = Zeroizing::new(format!("Bearer {}", secret.as_str()));
+    let mut value = HeaderValue::from_str(&text).map_err(|_| ClientError::Protocol {
+        call,
+        reason: "the node secret key cannot be sent in a header".to_owned(),
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn not_found(call: Call) -> ClientError {
+    ClientError::NotFound { call, detail: Detail::default() }
+}
+
+fn refusal(call: Call, response: &Response, detail: Detail) -> ClientError {
+    let status = response.status();
+    match status {
+        StatusCode::UNAUTHORIZED => ClientError::Unauthorized { call, detail },
+        StatusCode::FORBIDDEN => ClientError::Forbidden { call, detail },
+        StatusCode::NOT_FOUND => ClientError::NotFound { call, detail },
+        StatusCode::CONFLICT => ClientError::Conflict { call, detail },
+        StatusCode::PAYLOAD_TOO_LARGE => ClientError::TooLarge { call, detail },
+        StatusCode::TOO_MANY_REQUESTS => {
+            ClientError::RateLimited { call, retry_after: retry_after(response.headers(), Timestamp::now()) }
+        }
+        StatusCode::REQUEST_TIMEOUT => ClientError::Server { call, status: status.as_u16() },
+        _ if status.is_server_error() => ClientError::Server { call, status: status.as_u16() },
+        _ if status.is_client_error() => ClientError::BadRequest { call, status: status.as_u16(), detail },
+        _ => ClientError::Protocol {
+            call,
+            reason: format!("status {} (redirects are not followed; check 'api')", status.as_u16()),
+        },
+    }
+}
