@@ -25,7 +25,7 @@ use crate::control::session::heartbeat::Heart;
 use crate::control::session::pull::Puller;
 use crate::control::session::stream::StreamReader;
 use crate::identity::{self, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup};
-use crate::kernel::changes::LinkChanges;
+use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
 use crate::kernel::wireguard::{self, Prepared};
@@ -82,7 +82,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 fn start_log(level: LogLevel) {
     let level = level.as_str();
-    let filter = format!("warn,plexd_core={level},plexd_proto={level}");
+    // gotatun tells an error per packet for a peer without an endpoint, which any local user can bring about.
+    let filter = format!("warn,gotatun=off,plexd_core={level},plexd_proto={level}");
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
         .with_writer(io::stderr)
@@ -271,8 +272,8 @@ fn open_kernel(
     // One notification that waits is enough: whoever takes it looks at everything.
     let (tell, changes) = mpsc::channel(1);
     let mut monitor = firewall.monitor()?;
-    let mut links =
-        LinkChanges::new(&config.mesh.interface).context("cannot listen to the kernel's links")?;
+    let mut links = LinkChanges::new(&config.mesh.interface, Watched::Everything)
+        .context("cannot listen to the kernel's links")?;
     supervisor.spawn("kernel_changes", async move {
         loop {
             // Cancel safe: both say so of themselves.

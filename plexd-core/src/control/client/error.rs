@@ -280,7 +280,8 @@ fn certificate_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option
 
 fn certificate_reason(problem: &CertificateError, ca_file: Option<&Path>) -> String {
     match problem {
-        CertificateError::UnknownIssuer => match ca_file {
+        // A wrong signature: an authority of the same name, made anew.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => match ca_file {
             Some(path) => format!(
                 "no authority in api_ca_file ({}) has issued it; put the control plane's CA certificate there",
                 path.display()

@@ -1,5 +1,5 @@
 //! Wire to domain: whatever passes here is valid. Peers and entries stand or fall one by one, each refusal with a name
-//! and a reason; policies as a whole ([`policies`]). No reason quotes key material.
+//! and a reason; policies as a whole. No reason quotes key material.
 
 mod entries;
 mod peers;
