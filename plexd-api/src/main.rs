@@ -1,2 +1,9 @@
-//! Placeholder.
-fn main() {}
+//! The `plexd-api` program: arguments in, exit code out.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    plexd_api::run::run(&plexd_api::cli::Arguments::parse())
+}

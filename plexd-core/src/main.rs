@@ -1,3 +1,7 @@
 //! plexd-core: the privileged half of plexd.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    plexd_core::cli::main()
+}

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU16;
 use std::process::Command;
@@ -13,6 +13,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use caps::{CapSet, Capability};
 use nix::sched::{CloneFlags, unshare};
 use plexd_core::kernel::nft::NfTables;
 use plexd_core::kernel::{Applied, Counters, Firewall, ObservedTable};
@@ -91,8 +92,8 @@ fn context() -> Context {
         node: "n_here".parse().unwrap(),
         mesh_ip: "10.100.0.1".parse().unwrap(),
         members: BTreeMap::from([
-            member("n_here", &["10.100.0.1/32", "fd00::1/128"]),
-            member("n_peer", &["10.100.0.2/32", "fd00::2/128"]),
+            member("n_here", &["10.100.0.1/32", "fd00:100::1/128"]),
+            member("n_peer", &["10.100.0.2/32", "fd00:100::2/128"]),
         ]),
         interface: "plexd0".to_owned(),
         default: Action::Deny,
@@ -116,7 +117,7 @@ fn large(count: u32) -> Table {
     rules.extend(
         [
             "deny 10.0.0.0/8 * udp/53",
-            "allow fd00::/64 fd00::/16 tcp/0",
+            "allow fd00:100::/64 fd00::/16 tcp/0",
             "allow n_peer n_here any",
             "deny * * any",
         ]
@@ -316,6 +317,11 @@ struct Peer(mpsc::Sender<Box<dyn FnOnce() + Send>>);
 impl Peer {
     /// Makes a second namespace, joined to the calling thread's by a veth pair that stands for the mesh interface.
     fn joined() -> Self {
+        Self::joined_by("plexd0", 100)
+    }
+
+    /// Makes a second namespace, joined by a veth pair of that name: 10.NET.0.1 here, 10.NET.0.2 there.
+    fn joined_by(interface: &'static str, net: u8) -> Self {
         let (send, work) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
         let (ready, id) = mpsc::channel();
         thread::spawn(move || {
@@ -327,17 +333,16 @@ impl Peer {
         });
         let peer = Self(send);
         let namespace = format!("/proc/{}/task/{}/ns/net", std::process::id(), id.recv().unwrap());
-        run(&format!("ip link add plexd0 type veth peer name plexd0 netns {namespace}"));
+        run(&format!("ip link add {interface} type veth peer name {interface} netns {namespace}"));
         // Addresses and neighbours by hand, as WireGuard has no neighbour discovery either.
-        let up = |own: u8, other: u8| {
-            run(&format!("ip link set plexd0 address 02:00:00:00:00:0{own}"));
-            run(&format!("ip address add 10.100.0.{own}/24 dev plexd0"));
-            run(&format!("ip address add fd00::{own}/64 dev plexd0 nodad"));
-            run("ip link set plexd0 up");
-            for address in [format!("10.100.0.{other}"), format!("fd00::{other}")] {
-                run(&format!(
-                    "ip neigh add {address} lladdr 02:00:00:00:00:0{other} dev plexd0 nud permanent"
-                ));
+        let up = move |own: u8, other: u8| {
+            run(&format!("ip link set {interface} address 02:00:00:00:00:0{own}"));
+            run(&format!("ip address add 10.{net}.0.{own}/24 dev {interface}"));
+            run(&format!("ip address add fd00:{net}::{own}/64 dev {interface} nodad"));
+            run(&format!("ip link set {interface} up"));
+            for address in [format!("10.{net}.0.{other}"), format!("fd00:{net}::{other}")] {
+                let there = format!("lladdr 02:00:00:00:00:0{other} dev {interface} nud permanent");
+                run(&format!("ip neigh add {address} {there}"));
             }
         };
         up(1, 2);
@@ -411,8 +416,8 @@ fn root_only_allowed_packets_pass_in_both_directions() {
             "deny 10.100.0.2 n_here tcp/81",
             "allow n_peer n_here tcp/0",
             "allow 10.100.0.0/24 * udp/80",
-            "deny * fd00::1 udp/90",
-            "allow fd00::/64 fd00::1 udp/0",
+            "deny * fd00:100::1 udp/90",
+            "allow fd00:100::/64 fd00:100::1 udp/0",
         ]);
         assert_eq!(wait(nft.replace(&rules)).unwrap(), Applied::Complete);
         peer.run(|| {
@@ -421,11 +426,11 @@ fn root_only_allowed_packets_pass_in_both_directions() {
                 "an allowed port, answered by no rule of its own"
             );
             assert!(connect(at("10.100.0.1", 81), DROPPED).is_none(), "a deny before the allow");
-            assert!(connect(at("fd00::1", 90), PASSES).is_some(), "an allowed port by IPv6");
+            assert!(connect(at("fd00:100::1", 90), PASSES).is_some(), "an allowed port by IPv6");
             assert!(udp_answers(at("10.100.0.1", 80), PASSES), "allowed by a network");
             assert!(!udp_answers(at("10.100.0.1", 81), DROPPED), "no rule");
-            assert!(udp_answers(at("fd00::1", 91), PASSES), "allowed by an IPv6 network");
-            assert!(!udp_answers(at("fd00::1", 90), DROPPED), "a deny inside an allow");
+            assert!(udp_answers(at("fd00:100::1", 91), PASSES), "allowed by an IPv6 network");
+            assert!(!udp_answers(at("fd00:100::1", 90), DROPPED), "a deny inside an allow");
             assert!(!attempt("ping -c 1 -W 1 10.100.0.1").0, "a protocol that no rule names");
         });
         assert!(connect(at("10.100.0.2", 80), DROPPED).is_none(), "the other direction has no rule");
@@ -495,10 +500,60 @@ fn root_icmp_errors_follow_their_connection() {
             socket.recv(&mut [0]).unwrap_err().kind()
         };
         wait(nft.replace(&table(&["allow n_peer n_here udp/99"]))).unwrap();
-        assert_eq!(peer.run(refused), std::io::ErrorKind::ConnectionRefused);
+        assert_eq!(peer.run(refused), ErrorKind::ConnectionRefused);
         wait(nft.replace(&table(&["allow n_peer n_here udp/98"]))).unwrap();
-        assert_eq!(peer.run(refused), std::io::ErrorKind::WouldBlock);
+        assert_eq!(peer.run(refused), ErrorKind::WouldBlock);
         wait(nft.replace(&table(&["allow n_peer n_here any"]))).unwrap();
         peer.run(|| run("ping -c 1 -W 5 10.100.0.1"));
     });
+}
+
+#[test]
+fn root_forwarded_packets_are_judged_in_both_directions() {
+    in_namespace(|| {
+        let (peer, behind) = (Peer::joined(), Peer::joined_by("lan0", 101));
+        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        behind.run(|| {
+            run("ip route add 10.100.0.0/24 via 10.101.0.1");
+            serve("10.101.0.2", &[80, 81]);
+        });
+        peer.run(|| {
+            run("ip route add 10.101.0.0/24 via 10.100.0.1");
+            serve("10.100.0.2", &[80]);
+        });
+        let nft = NfTables::new().unwrap();
+        wait(nft.replace(&table(&["allow n_peer 10.101.0.0/24 tcp/80"]))).unwrap();
+        peer.run(|| {
+            assert!(connect(at("10.101.0.2", 80), PASSES).is_some(), "an allowed port");
+            assert!(connect(at("10.101.0.2", 81), DROPPED).is_none(), "another");
+        });
+        let back = behind.run(|| connect(at("10.100.0.2", 80), DROPPED).is_some());
+        assert!(!back, "the other direction has no rule");
+    });
+}
+
+#[test]
+fn root_one_capability_is_enough_and_none_is_an_error() {
+    in_namespace(|| {
+        let early = NfTables::new().unwrap();
+        let table = large(1_000);
+        keep_capabilities(&[Capability::CAP_NET_ADMIN]);
+        let late = NfTables::new().unwrap();
+        for nft in [&early, &late] {
+            wait(nft.replace(&table)).unwrap();
+            counters(wait(nft.observe(&table)).unwrap());
+            wait(nft.remove()).unwrap();
+        }
+        keep_capabilities(&[]);
+        assert_eq!(wait(early.replace(&table)).unwrap_err().source.kind(), ErrorKind::PermissionDenied);
+        assert_eq!(NfTables::new().err().unwrap().source.kind(), ErrorKind::PermissionDenied);
+    });
+}
+
+/// Gives up all capabilities of the calling thread, and of threads it starts, but these.
+fn keep_capabilities(kept: &[Capability]) {
+    let kept = kept.iter().copied().collect();
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &kept).unwrap();
+    }
 }

@@ -7,6 +7,7 @@
 //! - [`convert`]: wire to domain, entry by entry
 //! - [`sse`], [`envelope`], [`events`]: bytes to items, items to verified envelopes, envelopes to events
 //! - [`secret`]: decryption of secret values
+//! - [`session`]: the loops of an enrolled node
 //! - [`backoff`]: how long to wait before trying again
 
 pub mod backoff;
@@ -15,6 +16,7 @@ pub mod convert;
 pub mod envelope;
 pub mod events;
 pub mod secret;
+pub mod session;
 mod signing_key_rotation;
 pub mod sse;
 pub mod wire;

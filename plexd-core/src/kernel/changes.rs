@@ -11,14 +11,29 @@ use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE};
 
-/// What is listened to.
-const GROUPS: [MulticastGroup; 5] = [
-    MulticastGroup::Link,
-    MulticastGroup::Ipv4Ifaddr,
-    MulticastGroup::Ipv6Ifaddr,
-    MulticastGroup::Ipv4Route,
-    MulticastGroup::Ipv6Route,
-];
+/// What of the interface is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// The interface itself: that it is there, up, its MTU.
+    Link,
+    /// Its addresses and routes as well.
+    Everything,
+}
+
+impl Watched {
+    fn groups(self) -> &'static [MulticastGroup] {
+        match self {
+            Self::Link => &[MulticastGroup::Link],
+            Self::Everything => &[
+                MulticastGroup::Link,
+                MulticastGroup::Ipv4Ifaddr,
+                MulticastGroup::Ipv6Ifaddr,
+                MulticastGroup::Ipv4Route,
+                MulticastGroup::Ipv6Route,
+            ],
+        }
+    }
+}
 
 /// Longest datagram the kernel sends, in bytes.
 const DATAGRAM: usize = 64 * 1024;
@@ -41,9 +56,9 @@ impl LinkChanges {
     ///
     /// # Errors
     /// If the kernel refuses the socket.
-    pub fn new(interface: &str) -> io::Result<Self> {
+    pub fn new(interface: &str, watched: Watched) -> io::Result<Self> {
         let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-        let groups = GROUPS.iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
+        let groups = watched.groups().iter().fold(0, |groups, group| groups | 1 << (*group as u32 - 1));
         socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
         // After the subscription, so that no change falls between the two.
         let index = nix::net::if_::if_nametoindex(interface).ok();

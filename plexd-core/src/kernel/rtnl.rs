@@ -6,7 +6,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
-use rtnetlink::packet_core::ErrorMessage;
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use rtnetlink::{Handle, LinkWireguard};
 use tokio_util::task::AbortOnDropHandle;
@@ -105,16 +104,12 @@ pub(crate) fn is(error: &io::Error, errno: nix::errno::Errno) -> bool {
 /// Keeps of an rtnetlink error what the kernel said.
 pub(crate) fn into_io(error: rtnetlink::Error) -> io::Error {
     match error {
-        rtnetlink::Error::NetlinkError(error) => error_message(&error),
+        rtnetlink::Error::NetlinkError(error) => error.to_io(),
         rtnetlink::Error::RequestFailed => {
             io::Error::new(io::ErrorKind::BrokenPipe, "the rtnetlink connection is gone")
         }
         _ => io::Error::new(io::ErrorKind::InvalidData, "the kernel answered something unexpected"),
     }
-}
-
-fn error_message(error: &ErrorMessage) -> io::Error {
-    error.to_io()
 }
 
 async fn first_link(

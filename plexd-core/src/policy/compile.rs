@@ -153,7 +153,7 @@ impl Lookups {
                 }
                 let occurrence = seen.entry(group.shape).and_modify(|n| *n += 1).or_insert(1);
                 let name = map_name(group.shape, *occurrence);
-                rules.push(vec![Expr::Lookup(name.clone())]);
+                rules.push(vec![Expr::Lookup(table.maps.len())]);
                 let entry = |(key, (action, rule))| (key, Entry { verdict: verdict(action), rule });
                 let entries = group.entries.into_iter().map(entry).collect();
                 table.maps.push(Map { name, shape: group.shape, entries });

@@ -68,8 +68,8 @@ pub enum Expr {
     Count(String),
     /// Counts for a rule of the policy, by its position among all rules.
     CountRule(usize),
-    /// Looks the connection's original tuple up in a map; found, the entry's verdict holds.
-    Lookup(String),
+    /// Looks the connection's original tuple up in a map, by its position in the table; found, the entry's verdict holds.
+    Lookup(usize),
     /// Ends the rule with a verdict.
     Verdict(Verdict),
 }

@@ -1,5 +1,20 @@
-//! What the control plane wants of this node.
+//! The desired state: what the control plane wants of this node. Pulls and events become a new [`Desired`] here and
+//! nowhere else ([`keeper`]); it is on disk before it is published, so that a node started without a control plane
+//! works.
 
+mod desired;
+mod disk;
+mod keeper;
 mod model;
+mod nonces;
+mod store;
 
+pub use desired::{Applied, Desired, EntryChange, Ordered, Placed};
+pub use keeper::{EventOutcome, PullOutcome, PullTicket, State, StateKeeper};
 pub use model::*;
+pub use nonces::Nonces;
+pub use store::{EventMark, StateStore, Stored};
+
+/// Members of the state that belong to features to come.
+pub const SECTION_NAMES: [&str; 5] =
+    ["bridge_config", "relay_config", "user_access_config", "ingress_config", "site_to_site_config"];

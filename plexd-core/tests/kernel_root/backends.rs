@@ -98,10 +98,10 @@ fn root_kernel_wireguard_does_what_it_is_told() {
 #[ignore = "needs a kernel with WireGuard: run it in a VM, with --run-ignored only"]
 fn root_kernel_wireguard_refuses_an_interface_of_another_kind() {
     Namespace::new().run(|| async {
-        run_command("ip link add plexd0 type dummy");
+        run_command("ip link add plexd0 type bridge");
         let wireguard = KernelWireGuard::new("plexd0").unwrap();
         let error = wireguard.ensure().await.unwrap_err().to_string();
-        assert!(error.contains("a dummy interface"), "{error}");
+        assert!(error.contains("a bridge interface"), "{error}");
         assert!(wireguard.remove().await.is_err());
         run_command("ip link show plexd0");
     });

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use plexd_core::kernel::changes::LinkChanges;
+use plexd_core::kernel::changes::{LinkChanges, Watched};
 
 use crate::namespace::{Namespace, run_command};
 
@@ -14,13 +14,13 @@ async fn is_told(changes: &mut LinkChanges) -> bool {
 #[test]
 fn root_changes_of_the_interface_are_told_and_those_of_others_are_not() {
     Namespace::new().run(|| async {
-        let mut changes = LinkChanges::new("plexd0").unwrap();
-        run_command("ip link add other0 type dummy");
+        let mut changes = LinkChanges::new("plexd0", Watched::Everything).unwrap();
+        run_command("ip link add other0 type bridge");
         run_command("ip link set other0 up");
         run_command("ip route add 10.1.0.0/16 dev other0");
         assert!(!is_told(&mut changes).await);
         for line in [
-            "ip link add plexd0 type dummy",
+            "ip link add plexd0 type bridge",
             "ip link set plexd0 up",
             "ip address add 10.100.0.1/32 dev plexd0",
             "ip route add 10.2.0.0/16 dev plexd0",
@@ -28,11 +28,16 @@ fn root_changes_of_the_interface_are_told_and_those_of_others_are_not() {
             "ip -6 address add fd00::1/128 dev plexd0 nodad",
             "ip link set plexd0 mtu 1280",
             "ip link del plexd0",
-            "ip link add plexd0 type dummy",
+            "ip link add plexd0 type bridge",
         ] {
             run_command(line);
             assert!(is_told(&mut changes).await, "{line}");
             while is_told(&mut changes).await {}
         }
+        let mut changes = LinkChanges::new("plexd0", Watched::Link).unwrap();
+        run_command("ip address add 10.100.0.1/32 dev plexd0");
+        assert!(!is_told(&mut changes).await);
+        run_command("ip link set plexd0 mtu 1280");
+        assert!(is_told(&mut changes).await);
     });
 }

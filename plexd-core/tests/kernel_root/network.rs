@@ -20,7 +20,8 @@ fn list(texts: &[&str]) -> Vec<IpNet> {
 /// A namespace with an interface that is down.
 fn with_interface() -> Namespace {
     let namespace = Namespace::new();
-    namespace.command("ip link add plexd0 type dummy");
+    namespace.command("ip link add plexd0 type veth peer name far0");
+    namespace.command("ip link set far0 up");
     namespace
 }
 
@@ -78,7 +79,7 @@ fn root_routes_of_others_are_reported_with_their_interface_and_left_alone() {
     let namespace = with_interface();
     for line in [
         "ip link set plexd0 up",
-        "ip link add other0 type dummy",
+        "ip link add other0 type bridge",
         "ip link set other0 up",
         "ip route add 10.1.0.0/16 dev other0",
         "ip -6 route add fd01::/64 dev other0",
@@ -115,13 +116,11 @@ fn root_routes_of_others_are_reported_with_their_interface_and_left_alone() {
 fn root_one_route_that_cannot_be_added_does_not_keep_the_others_out() {
     let namespace = with_interface();
     namespace.command("ip link set plexd0 up");
+    namespace.command("echo 1 > /proc/sys/net/ipv6/conf/plexd0/disable_ipv6");
     namespace.run(|| async {
         let network = RtNetlink::new().unwrap();
-        // Multicast has no place in a unicast table of IPv4.
-        let error = network.add_routes("plexd0", &list(&["10.0.0.1/32", "255.255.255.255/32"])).await;
-        if let Err(error) = error {
-            assert!(error.to_string().contains("255.255.255.255/32 through plexd0"), "{error}");
-        }
+        let error = network.add_routes("plexd0", &list(&["fd00::1/128", "10.0.0.1/32"])).await.unwrap_err();
+        assert!(error.to_string().contains("add route fd00::1/128 through plexd0"), "{error}");
         let link = network.observe("plexd0").await.unwrap().unwrap();
         assert!(link.routes.contains(&"10.0.0.1/32".parse().unwrap()));
     });

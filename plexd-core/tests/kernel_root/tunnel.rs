@@ -17,6 +17,8 @@ fn root_two_nodes_reach_each_other_and_see_it() {
     let (first, second) = pair();
     first.reaches(&second);
     second.reaches(&first);
+    // As large as the MTU of 1420 lets it be.
+    first.namespace.command(&format!("ping -n -c 1 -w 5 -M do -s 1392 {}", second.mesh_ip()));
     let device = first.observe().unwrap();
     assert_eq!((device.public_key, device.listen_port), (Some(first.key.public()), PORT));
     let peer = &device.peers[&second.key.public()];
@@ -25,6 +27,41 @@ fn root_two_nodes_reach_each_other_and_see_it() {
     assert_eq!(peer.endpoint, desired.endpoint);
     assert_eq!(peer.allowed_ips, desired.allowed_ips);
     assert!(peer.last_handshake.is_some() && peer.rx_bytes > 0 && peer.tx_bytes > 0);
+}
+
+#[test]
+fn root_the_tunnel_goes_over_ipv6_and_carries_ipv6() {
+    let (first, second) = pair();
+    for (node, cable, number) in [(&first, "cable0", 1), (&second, "cable1", 2)] {
+        node.namespace.command(&format!("ip address add fd01::{number}/64 dev {cable} nodad"));
+        node.namespace.command(&format!("ip address add fd02::{number}/64 dev plexd0 nodad"));
+    }
+    for (node, other, number) in [(&first, &second, 2), (&second, &first, 1)] {
+        let peer = PeerConfig {
+            endpoint: Some(format!("[fd01::{number}]:{PORT}").parse().unwrap()),
+            allowed_ips: [format!("fd02::{number}/128").parse().unwrap()].into(),
+            ..node.peer(other)
+        };
+        node.apply(vec![PeerChange::Set(peer)]);
+    }
+    first.namespace.command("ping -n -c 1 -w 10 fd02::2");
+    let endpoint = second.observe_peer(first.key.public()).endpoint.unwrap();
+    assert_eq!(endpoint.to_string(), format!("[fd01::1]:{PORT}"));
+}
+
+#[test]
+fn root_a_peer_that_roams_is_followed() {
+    let (first, second) = pair();
+    first.reaches(&second);
+    first.namespace.command("ip address add 192.0.2.9/24 dev cable0");
+    first.namespace.command("ip address del 192.0.2.1/24 dev cable0");
+    first.namespace.command("ip address replace 192.0.2.9/24 dev cable0");
+    first.reaches(&second);
+    let endpoint = second.observe_peer(first.key.public()).endpoint.unwrap();
+    assert_eq!(endpoint.to_string(), format!("192.0.2.9:{PORT}"));
+    // Applying the rest of its configuration leaves where it is.
+    second.apply(vec![PeerChange::Set(PeerConfig { endpoint: None, ..second.peer(&first) })]);
+    assert_eq!(second.observe_peer(first.key.public()).endpoint, Some(endpoint));
 }
 
 #[test]
@@ -198,7 +235,7 @@ fn root_wg_show_tells_all_but_the_secrets() {
 #[test]
 fn root_an_interface_of_somebody_else_is_refused_and_left_alone() {
     for (made, kind) in [
-        ("ip link add plexd0 type dummy", "dummy"),
+        ("ip link add plexd0 type veth peer name far0", "veth"),
         ("ip tuntap add mode tun name plexd0", "tun"),
         ("ip link add plexd0 type bridge", "bridge"),
     ] {
@@ -217,11 +254,11 @@ fn root_an_interface_of_somebody_else_is_refused_and_left_alone() {
 }
 
 #[test]
-fn root_five_thousand_peers_are_applied() {
+fn root_a_thousand_peers_are_applied() {
     let node = Node::new(1);
     node.set_up();
     let peer = node.peer(&Node::new(2));
-    let changes: Vec<PeerChange> = (0..5_000_u32)
+    let changes: Vec<PeerChange> = (0..1_000_u32)
         .map(|number| {
             let mut config = peer.clone();
             let mut key = [0; 32];
@@ -233,7 +270,7 @@ fn root_five_thousand_peers_are_applied() {
         })
         .collect();
     node.apply(changes.clone());
-    assert_eq!(node.observe().unwrap().peers.len(), 5_000);
+    assert_eq!(node.observe().unwrap().peers.len(), 1_000);
     node.apply(changes);
-    assert_eq!(node.observe().unwrap().peers.len(), 5_000);
+    assert_eq!(node.observe().unwrap().peers.len(), 1_000);
 }

@@ -1,11 +1,13 @@
 //! The Unix-socket transport of plexd: sockets that exist with the right owner, group and mode or not at all
-//! ([`bind`]), accepted connections that carry what the kernel says of their peer ([`Incoming`]), and the client's
+//! ([`acquire`], [`bind`]), accepted connections that carry what the kernel says of their peer ([`Incoming`]), and the client's
 //! end ([`connect`]). Decides nothing about who may do what; that is [`crate::access`].
 
+mod acquire;
 mod connect;
 mod listen;
 mod peer;
 
+pub use acquire::{AcquireError, acquire};
 pub use connect::connect;
 pub use listen::{BindError, Connection, Incoming, SocketOwner, bind};
 pub use peer::PeerCredentials;

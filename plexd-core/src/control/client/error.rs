@@ -152,6 +152,19 @@ pub enum Class {
 }
 
 impl ClientError {
+    /// Returns whether trying the same again is no use.
+    pub fn is_final(&self) -> bool {
+        self.class() == Class::Refused
+    }
+
+    /// Returns how long the control plane asks to wait, if it does.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.class() {
+            Class::RetryAfter(delay) => delay,
+            Class::Retry | Class::Identity | Class::Refused => None,
+        }
+    }
+
     /// Returns what the failure means for trying again.
     pub fn class(&self) -> Class {
         match self {

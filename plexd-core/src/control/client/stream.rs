@@ -36,12 +36,13 @@ impl EventStream {
         }
     }
 
-    /// Returns the next item, or `None` when the control plane ended the stream. Cancelling it loses nothing: what was
+    /// Returns the next item, or `None` when the control plane ended the stream; calls `heard` whenever bytes came,
+    /// comments included. Cancelling it loses nothing: what was
     /// read is kept, and silence is counted from the last bytes.
     ///
     /// # Errors
     /// [`ClientError::Network`] if the connection broke, [`ClientError::Timeout`] after [`IDLE_TIMEOUT`] of silence.
-    pub async fn next(&mut self) -> Result<Option<Item>, ClientError> {
+    pub async fn next(&mut self, heard: &(impl Fn() + Sync)) -> Result<Option<Item>, ClientError> {
         loop {
             if let Some(item) = self.items.pop_front() {
                 return Ok(Some(item));
@@ -54,6 +55,7 @@ impl EventStream {
                 return Ok(None);
             };
             self.idle_deadline = Instant::now() + IDLE_TIMEOUT;
+            heard();
             let items = &mut self.items;
             self.parser.feed(&chunk, &mut |item| items.push_back(item));
         }

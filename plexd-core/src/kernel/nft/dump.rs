@@ -1,13 +1,13 @@
 //! The table as the kernel has it: read back whole, compared with what it should be, its counters collected. The other
 //! tables' chains that older kernels list along are skipped unread.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::encode::{
-    self, Carried, Expression, OBJECT_IS_COUNTER, attribute, expressions, hook_number, key_bytes, message,
-    ours, verdict_code,
-};
+use super::encode::{self, Carried, hook_number, ours};
+use super::expression::{Expression, expressions, verdict_code};
+use super::layout::key_bytes;
+use super::numbers::{OBJECT_IS_COUNTER, attribute, message};
 use super::socket::Channel;
 use super::wire::{Attributes, Message, Reader};
 use crate::kernel::{Count, Counters, ObservedTable};
@@ -315,7 +315,14 @@ fn same_rule(expected: &[Expression], found: &[DumpedExpression]) -> bool {
 
 /// Returns the attributes of an expression in a form that can be compared; none of a counter, which has only counts.
 fn attributes(name: &str, data: Reader<'_>) -> BTreeMap<u16, Value> {
-    let holds_data = |kind| matches!((name, kind), ("cmp", 3) | ("bitwise", 4 | 5) | ("immediate", 2));
+    let holds_data = |kind: u16| {
+        matches!(
+            (name, kind),
+            ("cmp", attribute::CMP_DATA)
+                | ("bitwise", attribute::BITWISE_MASK | attribute::BITWISE_XOR)
+                | ("immediate", attribute::IMMEDIATE_DATA)
+        )
+    };
     let value = |kind, value: &[u8]| {
         if holds_data(kind) { Value::Data(Data::parse(Reader(value))) } else { Value::Bytes(value.to_vec()) }
     };
@@ -331,17 +338,15 @@ fn count(data: Reader<'_>) -> Count {
     Count { packets: number(attribute::COUNTER_PACKETS), bytes: number(attribute::COUNTER_BYTES) }
 }
 
+/// Says which names are missing or too many.
 fn names<'a>(
     kind: &str,
-    expected: impl Iterator<Item = &'a String> + Clone,
-    found: impl Iterator<Item = &'a String> + Clone,
+    expected: impl Iterator<Item = &'a String>,
+    found: impl Iterator<Item = &'a String>,
 ) -> Option<String> {
-    let (wanted, there): (Vec<_>, Vec<_>) = (expected.collect(), found.collect());
-    let missing = wanted.iter().find(|name| !there.contains(name));
-    let added = there.iter().find(|name| !wanted.contains(name));
-    missing
-        .map(|name| format!("{kind} {name} is missing"))
-        .or_else(|| added.map(|name| format!("{kind} {name} was added")))
+    let (wanted, there): (BTreeSet<_>, BTreeSet<_>) = (expected.collect(), found.collect());
+    let missing = wanted.difference(&there).next().map(|name| format!("{kind} {name} is missing"));
+    missing.or_else(|| there.difference(&wanted).next().map(|name| format!("{kind} {name} was added")))
 }
 
 /// Returns the number of the ruleset, which every change raises.

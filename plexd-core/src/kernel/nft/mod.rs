@@ -1,12 +1,15 @@
 //! nftables over netlink, without a C library and without `nft`: the table `inet plexd` is put in place whole, in one
 //! transaction, and read back whole. No other table is changed.
 //!
-//! - [`wire`]: bytes; [`encode`]: our table as messages
-//! - [`socket`]: requests and transactions; [`dump`]: what is there; [`Monitor`]: who changed it
+//! - `wire`: bytes; `encode`, `expression`, `layout`: our table as messages
+//! - `socket`: requests and transactions; `dump`: what is there; [`Monitor`]: whether others changed it
 
 mod dump;
 mod encode;
+mod expression;
+mod layout;
 mod monitor;
+mod numbers;
 mod socket;
 mod wire;
 
@@ -18,7 +21,8 @@ use async_trait::async_trait;
 use nix::libc;
 
 use self::dump::Dump;
-use self::encode::{Carried, message};
+use self::encode::Carried;
+use self::numbers::message;
 use self::socket::{Channel, Refusal, Transaction};
 use super::{Applied, Firewall, KernelError, ObservedTable};
 use crate::policy::Table;
@@ -126,13 +130,9 @@ impl State {
     fn replace(&mut self, table: &Table) -> Result<Applied, KernelError> {
         // Counters are worth less than the policy: if they cannot be read, they begin anew.
         let old = Dump::read(&mut self.channel).ok().flatten().unwrap_or_default();
-        let lacks_module = |refusal: &Refusal<Subject>| {
-            matches!(refusal.subject, Some(Subject::Rule { logs: true, .. }))
-                && matches!(refusal.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP))
-        };
         self.applied = match self.put(table, &old) {
             Ok(()) => Applied::Complete,
-            Err(refusal) if lacks_module(&refusal) => {
+            Err(refusal) if lacks_log(&refusal) => {
                 self.put(&table.without_log(), &old).map_err(|refusal| refused("replace", refusal))?;
                 Applied::WithoutLog
             }
@@ -167,9 +167,11 @@ impl State {
         }
         for chain in &table.chains {
             for (rule, number) in chain.rules.iter().zip(1..) {
-                let mut expressions = encode::expressions(table, rule);
-                let count = old.rule(&chain.name, &expressions);
-                encode::begin_with(&mut expressions, count);
+                let mut expressions = expression::expressions(table, rule);
+                if rule.iter().any(|expr| matches!(expr, Expr::CountRule(_))) {
+                    let count = old.rule(&chain.name, &expressions);
+                    expression::begin_with(&mut expressions, count);
+                }
                 let logs = rule.iter().any(|expr| matches!(expr, Expr::Log { .. }));
                 let subject = Subject::Rule { chain: chain.name.clone(), number, logs };
                 add(&mut transaction, subject, encode::rule(&chain.name, &expressions));
@@ -188,10 +190,34 @@ impl State {
     }
 }
 
+/// Returns whether the kernel refused because it has no module for logging, or for its rate limit.
+fn lacks_log(refusal: &Refusal<Subject>) -> bool {
+    matches!(refusal.subject, Some(Subject::Rule { logs: true, .. }))
+        && matches!(refusal.errno(), Some(libc::ENOENT | libc::EOPNOTSUPP))
+}
+
 fn failure(operation: &'static str, object: impl fmt::Display, source: io::Error) -> KernelError {
     KernelError::new(operation, object, source)
 }
 
 fn refused(operation: &'static str, refusal: Refusal<Subject>) -> KernelError {
     failure(operation, refusal.subject.unwrap_or(Subject::Table), refusal.source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_missing_module_for_logging_is_done_without() {
+        let refusal = |logs, errno| Refusal {
+            subject: Some(Subject::Rule { chain: "deny".to_owned(), number: 1, logs }),
+            source: io::Error::from_raw_os_error(errno),
+        };
+        assert!(lacks_log(&refusal(true, libc::ENOENT)));
+        assert!(lacks_log(&refusal(true, libc::EOPNOTSUPP)));
+        assert!(!lacks_log(&refusal(true, libc::EPERM)));
+        assert!(!lacks_log(&refusal(false, libc::ENOENT)));
+        assert!(!lacks_log(&Refusal { subject: None, source: io::ErrorKind::NotFound.into() }));
+    }
 }

@@ -8,9 +8,10 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, TokioSocket};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
-use super::encode::{attribute, message};
+use super::numbers::{attribute, message};
 use super::socket::{DATAGRAM, RECEIVE_BUFFER};
 use super::wire::{Message, Messages, NFPROTO_INET, nft};
+use crate::kernel::KernelError;
 use crate::policy::Table;
 
 /// Multicast group of nftables' changes (`NFNLGRP_NFTABLES`).
@@ -39,11 +40,12 @@ impl Monitor {
     ///
     /// # Errors
     /// The socket failed; there will be no more notifications.
-    pub async fn changed(&mut self) -> io::Result<()> {
-        while !self.next().await? {}
+    pub async fn changed(&mut self) -> Result<(), KernelError> {
+        let failed = |error| KernelError::new("watch", "nftables", error);
+        while !self.next().await.map_err(failed)? {}
         // The table is going to be compared whole: what else is waiting adds nothing.
         while let Some(more) = self.next().now_or_never() {
-            more?;
+            more.map_err(failed)?;
         }
         Ok(())
     }

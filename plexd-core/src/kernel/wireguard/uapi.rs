@@ -191,7 +191,7 @@ mod tests {
     async fn setting_is_refused_and_anything_else_is_invalid() {
         assert!(ask(b"get=1\n\n").await.ends_with("errno=0\n\n"));
         assert_eq!(ask(b"set=1\nlisten_port=1\n\n").await, "errno=-1\n\n");
-        for request in [b"".as_slice(), b"get=2\n\n", b"get=1\n", b"get=1\nx=y\n\n", &[b'x'; 10_000]] {
+        for request in [b"".as_slice(), b"get=2\n\n", b"get=1\n", b"get=1\nx=y\n\n", &[b'x'; MAX_REQUEST]] {
             assert_eq!(ask(request).await, "errno=-22\n\n");
         }
     }

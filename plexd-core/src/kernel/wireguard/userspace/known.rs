@@ -7,7 +7,7 @@ use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
-use crate::kernel::{PeerChange, PeerConfig};
+use crate::kernel::{ObservedPeer, PeerChange, PeerConfig};
 use crate::types::{PresharedKey, PublicKey};
 
 /// One edit of the device.
@@ -71,6 +71,22 @@ pub(super) struct Known {
 }
 
 impl Known {
+    /// Takes over what the device really has, so that a change that was broken off halfway is made up for.
+    pub(super) fn from_observed(observed: &BTreeMap<PublicKey, ObservedPeer>) -> Self {
+        let config = |(public_key, peer): (&PublicKey, &ObservedPeer)| {
+            let config = PeerConfig {
+                public_key: *public_key,
+                preshared_key: peer.preshared_key.clone(),
+                endpoint: peer.endpoint,
+                allowed_ips: peer.allowed_ips.clone(),
+                persistent_keepalive: peer.persistent_keepalive,
+            };
+            (*public_key, config)
+        };
+        let owners = observed.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|ip| (*ip, *key)));
+        Self { peers: observed.iter().map(config).collect(), owners: owners.collect() }
+    }
+
     /// Takes `change` over and returns the edits that carry it out, in order.
     pub(super) fn edits(&mut self, change: &PeerChange) -> Vec<Edit> {
         match change {
@@ -204,6 +220,25 @@ mod tests {
         known.edits(&PeerChange::Remove(key(2)));
         let edits = known.edits(&PeerChange::Set(peer(3, &["10.9.0.0/16"])));
         assert_eq!(edits, [Edit::Add(peer(3, &["10.9.0.0/16"]))]);
+    }
+
+    #[test]
+    fn what_the_device_has_counts_more_than_what_it_was_told() {
+        let told = PeerChange::Set(peer(1, &["10.0.0.1/32"]));
+        let mut known = Known::default();
+        known.edits(&told);
+        let observed = ObservedPeer {
+            preshared_key: Some(PresharedKey::from_bytes([1; 32])),
+            allowed_ips: nets(&["10.0.0.9/32"]),
+            persistent_keepalive: NonZeroU16::new(25),
+            ..ObservedPeer::default()
+        };
+        known = Known::from_observed(&[(key(1), observed)].into());
+        let allowed_ips = Member::Set(nets(&["10.0.0.1/32"]));
+        let expected = Edit::Modify(Modification { allowed_ips, ..Modification::of(key(1)) });
+        assert_eq!(known.edits(&told), [expected]);
+        known = Known::from_observed(&BTreeMap::new());
+        assert_eq!(known.edits(&told), [Edit::Add(peer(1, &["10.0.0.1/32"]))]);
     }
 
     #[test]

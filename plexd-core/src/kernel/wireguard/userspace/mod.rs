@@ -126,19 +126,20 @@ impl Shared {
 
     /// Makes the interface, and attaches it to the device that is there.
     async fn attach(&self) -> io::Result<()> {
+        self.attachment.send_replace(None);
         let previous = self.state().index.take();
         if let Some(index) = previous {
             // Ours, renamed: a descriptor attached to it could not be attached to another.
             self.rtnl.delete(index).await?;
         }
         plexd_sys::attach_tun(&self.tun, &self.interface)?;
-        let gone =
-            || io::Error::new(io::ErrorKind::NotFound, "the interface vanished as soon as it was made");
-        let link = self.rtnl.link(&self.interface).await?.ok_or_else(gone)?;
-        let attachment = tun::attachment(self.tun.as_fd().try_clone_to_owned()?)?;
-        self.state().index = Some(link.index);
-        self.attachment.send_replace(attachment);
+        self.state().index = Some(nix::net::if_::if_nametoindex(self.interface.as_str())?);
+        self.attachment.send_replace(tun::attachment(self.tun.as_fd().try_clone_to_owned()?)?);
         Ok(())
+    }
+
+    fn is_attached(&self) -> bool {
+        self.attachment.borrow().is_some()
     }
 
     /// Builds the device, without a key and therefore without a socket.
@@ -187,15 +188,12 @@ impl WireGuard for UserspaceWireGuard {
     async fn ensure(&self) -> Result<Ensured, KernelError> {
         let shared = &*self.shared;
         let link = shared.rtnl.link(&shared.interface).await.map_err(shared.failed("look up"))?;
-        if let Some(link) = link {
-            if Some(link.index) == shared.state().index {
-                return Ok(Ensured::Existing);
+        match link {
+            Some(link) if Some(link.index) != shared.state().index => {
+                return Err(shared.failed("make")(foreign(&link)));
             }
-            let kind = link.kind.map_or_else(|| "physical".to_owned(), |kind| kind.to_string());
-            let reason = format!(
-                "a {kind} interface of that name exists and is not this process's; remove it or set mesh.interface"
-            );
-            return Err(shared.failed("make")(io::Error::new(io::ErrorKind::AlreadyExists, reason)));
+            Some(_) if shared.is_attached() => return Ok(Ensured::Existing),
+            _ => {}
         }
         shared.attach().await.map_err(shared.failed("make"))?;
         if shared.state().device.is_none() {
@@ -206,7 +204,11 @@ impl WireGuard for UserspaceWireGuard {
     }
 
     async fn observe(&self) -> Result<Option<ObservedDevice>, KernelError> {
-        self.shared.observe().await.map_err(self.shared.failed("read"))
+        let observed = self.shared.observe().await.map_err(self.shared.failed("read"))?;
+        if let Some(device) = &observed {
+            self.shared.state().known = Known::from_observed(&device.peers);
+        }
+        Ok(observed)
     }
 
     async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError> {
@@ -283,6 +285,15 @@ impl WireGuard for UserspaceWireGuard {
             None => Ok(()),
         }
     }
+}
+
+/// The error of an interface that has the name and is somebody else's.
+fn foreign(link: &Link) -> io::Error {
+    let kind = link.kind.as_ref().map_or_else(|| "physical".to_owned(), ToString::to_string);
+    let reason = format!(
+        "a {kind} interface of that name exists and is not this process's; remove it or set mesh.interface"
+    );
+    io::Error::new(io::ErrorKind::AlreadyExists, reason)
 }
 
 async fn carry_out(device: &mut DeviceWrite<'_, Transports>, edit: Edit) {

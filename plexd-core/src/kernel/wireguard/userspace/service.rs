@@ -11,13 +11,13 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, UserspaceWireGuard};
-use crate::kernel::changes::LinkChanges;
+use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::wireguard::uapi;
 use crate::kernel::{KernelError, ObservedDevice};
 use crate::types::PublicKey;
 
 /// How often peers without a session are looked for.
-const INTERVAL: Duration = Duration::from_secs(5);
+const INTERVAL: Duration = Duration::from_secs(10);
 
 /// UAPI connections served at a time; others wait in the kernel.
 const CONNECTIONS: usize = 4;
@@ -41,7 +41,7 @@ impl UserspaceService {
             let interface = interface.clone();
             move |error| KernelError::new(operation, interface, error)
         };
-        let changes = LinkChanges::new(&interface).map_err(failed("follow changes of"))?;
+        let changes = LinkChanges::new(&interface, Watched::Link).map_err(failed("follow changes of"))?;
         let uapi = uapi
             .map(|listener| {
                 listener.set_nonblocking(true)?;

@@ -1,0 +1,137 @@
+//! The one way to plexd-core: calls on behalf of a request, each with a deadline, and the stream that feeds the
+//! mirror ([`follow`]). Core's refusals are passed on as they are; everything else that can go wrong between the two
+//! processes is one thing to a caller: core is not available.
+
+mod backoff;
+mod follow;
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use plexd_proto::node::v1::get_secret_request::Caller;
+use plexd_proto::node::v1::node_state_client::NodeStateClient;
+use plexd_proto::node::v1::{
+    DeleteReportRequest, GetSecretRequest, PutReportRequest, ReportRefusal, Secret, SecretRefusal,
+    delete_report_response, get_secret_response, put_report_response,
+};
+use plexd_proto::transport;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
+
+pub use follow::follow;
+
+use crate::mirror::{Entry, Mirror};
+
+/// Longest wait for a secret, which core fetches from the control plane.
+const SECRET_DEADLINE: Duration = Duration::from_secs(40);
+/// Longest wait for a report to be durable.
+const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+/// Largest message: a payload of the largest `max_report_bytes`, and room for the rest of its entry.
+const MAX_MESSAGE: usize = 72 * 1024 * 1024;
+
+/// A way to plexd-core. Connects when it is first used, and again when the connection was lost.
+#[derive(Debug, Clone)]
+pub struct Core {
+    client: NodeStateClient<Channel>,
+    mirror: Arc<Mirror>,
+}
+
+/// Why a call brought nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError<R: std::fmt::Debug> {
+    /// Core does not answer, or not in time, or not what the protocol says.
+    #[error("plexd-core is not available: {0}")]
+    Unavailable(String),
+    /// Core refuses.
+    #[error("plexd-core refuses: {0:?}")]
+    Refused(R),
+}
+
+/// A report to be written.
+#[derive(Debug)]
+pub struct Report {
+    /// The key.
+    pub key: String,
+    /// The media type.
+    pub content_type: String,
+    /// One JSON value.
+    pub payload: Bytes,
+    /// The version that must be current; 0: only if absent.
+    pub if_match: Option<i64>,
+}
+
+impl Core {
+    /// Creates a way to the core that listens at `socket`; what it answers to writes shows in `mirror` at once.
+    pub fn new(socket: &Path, mirror: Arc<Mirror>) -> Self {
+        let client = NodeStateClient::new(transport::connect(socket)).max_decoding_message_size(MAX_MESSAGE);
+        Self { client, mirror }
+    }
+
+    /// Fetches a secret for `caller`.
+    pub async fn secret(&self, key: String, caller: Caller) -> Result<Secret, CallError<SecretRefusal>> {
+        let mut client = self.client.clone();
+        let request = GetSecretRequest { key, caller: Some(caller) };
+        match within(SECRET_DEADLINE, client.get_secret(request)).await?.result {
+            Some(get_secret_response::Result::Secret(secret)) => Ok(secret),
+            Some(get_secret_response::Result::Refusal(refusal)) => Err(refused(refusal)),
+            None => Err(CallError::empty()),
+        }
+    }
+
+    /// Writes a report; once this returns, the mirror shows it.
+    pub async fn put(&self, report: Report) -> Result<Arc<Entry>, CallError<ReportRefusal>> {
+        let mut client = self.client.clone();
+        let Report { key, content_type, payload, if_match } = report;
+        let request = PutReportRequest { key, content_type, payload, if_match };
+        match within(REPORT_DEADLINE, client.put_report(request)).await?.result {
+            Some(put_report_response::Result::Entry(entry)) => Ok(self.mirror.written(&entry)),
+            Some(put_report_response::Result::Refusal(refusal)) => Err(refused(refusal)),
+            None => Err(CallError::empty()),
+        }
+    }
+
+    /// Deletes a report; once this returns, the mirror no longer shows it.
+    pub async fn delete(&self, key: String, if_match: Option<i64>) -> Result<(), CallError<ReportRefusal>> {
+        let mut client = self.client.clone();
+        let request = DeleteReportRequest { key, if_match };
+        match within(REPORT_DEADLINE, client.delete_report(request)).await?.result {
+            Some(delete_report_response::Result::Deleted(gone)) => {
+                self.mirror.deleted(&gone);
+                Ok(())
+            }
+            Some(delete_report_response::Result::Refusal(refusal)) => Err(refused(refusal)),
+            None => Err(CallError::empty()),
+        }
+    }
+}
+
+impl<R: std::fmt::Debug> CallError<R> {
+    fn empty() -> Self {
+        Self::Unavailable("it answered nothing".into())
+    }
+}
+
+async fn within<T, R: std::fmt::Debug>(
+    deadline: Duration,
+    call: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CallError<R>> {
+    match tokio::time::timeout(deadline, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => {
+            tracing::debug!(code = ?status.code(), message = status.message(), "call to core failed");
+            Err(CallError::Unavailable(format!("{:?}", status.code())))
+        }
+        Err(_) => {
+            tracing::debug!(seconds = deadline.as_secs(), "call to core not answered in time");
+            Err(CallError::Unavailable("no answer in time".into()))
+        }
+    }
+}
+
+/// A number that this process does not know reads as the refusal without a meaning, which fails closed.
+fn refused<R: TryFrom<i32> + Default + std::fmt::Debug>(number: i32) -> CallError<R> {
+    CallError::Refused(R::try_from(number).unwrap_or_default())
+}

@@ -1,0 +1,287 @@
+//! One connection's bytes, with the time they may take: a head 10 s, silence between requests 75 s, a client that
+//! does not take its answer 30 s (contract, section 6). hyper has one timeout for the first two.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Instant, Sleep};
+
+use super::framing::{Expected, Framing};
+
+const HEAD: Duration = Duration::from_secs(10);
+const IDLE: Duration = Duration::from_secs(75);
+const WRITE: Duration = Duration::from_secs(30);
+
+/// What the bytes and the requests of a connection know of each other.
+#[derive(Debug)]
+pub(super) struct Shared {
+    /// Requests being answered.
+    answering: AtomicUsize,
+    /// Requests begun so far.
+    begun: AtomicU64,
+    /// Number of the request whose head gave both lengths, if there was one.
+    both_lengths: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new() -> Arc<Self> {
+        let both_lengths = AtomicU64::new(u64::MAX);
+        Arc::new(Self { answering: AtomicUsize::new(0), begun: AtomicU64::new(0), both_lengths })
+    }
+
+    /// Notes that the next request is being answered; returns whether its head gave both lengths.
+    pub(super) fn begin(self: &Arc<Self>) -> (Answering, bool) {
+        self.answering.fetch_add(1, Ordering::Relaxed);
+        let number = self.begun.fetch_add(1, Ordering::Relaxed);
+        (Answering(Arc::clone(self)), self.both_lengths.load(Ordering::Relaxed) == number)
+    }
+}
+
+/// A request being answered, until dropped.
+#[derive(Debug)]
+pub(super) struct Answering(Arc<Shared>);
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.0.answering.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A connection with timeouts.
+#[derive(Debug)]
+pub(super) struct Link<I> {
+    inner: I,
+    shared: Arc<Shared>,
+    framing: Framing,
+    reading: Timer<Expected>,
+    writing: Timer<()>,
+}
+
+impl<I> Link<I> {
+    pub(super) fn new(inner: I, shared: Arc<Shared>) -> Self {
+        Self { inner, shared, framing: Framing::new(), reading: Timer::new(), writing: Timer::new() }
+    }
+
+    /// Returns what the client owes, and the time it has for it.
+    fn owed(&self) -> Option<(Expected, Duration)> {
+        let expected = self.framing.expected();
+        match expected {
+            Expected::Head(_) => Some((expected, HEAD)),
+            _ if self.shared.answering.load(Ordering::Relaxed) > 0 => None,
+            // A body that nobody waits for is as good as silence.
+            Expected::Request | Expected::Body => Some((expected, IDLE)),
+        }
+    }
+}
+
+impl<I: AsyncRead + Unpin> AsyncRead for Link<I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buffer.filled().len();
+        if let Poll::Ready(result) = Pin::new(&mut this.inner).poll_read(cx, buffer) {
+            result?;
+            if let Some(number) = this.framing.feed(&buffer.filled()[before..]) {
+                this.shared.both_lengths.store(number, Ordering::Relaxed);
+            }
+            return Poll::Ready(Ok(()));
+        }
+        let owed = this.owed();
+        ready!(this.reading.poll(cx, owed));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client sent nothing in time")))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> Link<I> {
+    /// Bounds the time that the client may take to take anything.
+    fn bounded<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if result.is_ready() {
+            self.writing.stop();
+            return result;
+        }
+        ready!(self.writing.poll(cx, Some(((), WRITE))));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing in time")))
+    }
+}
+
+impl<I: AsyncWrite + Unpin> AsyncWrite for Link<I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, data);
+        self.bounded(cx, result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, data);
+        self.bounded(cx, result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_flush(cx);
+        self.bounded(cx, result)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+        self.bounded(cx, result)
+    }
+}
+
+/// Time that something has. The timer behind it is moved only when it fires too early: once per timeout and not
+/// once per request.
+#[derive(Debug)]
+struct Timer<T> {
+    since: Option<(T, Instant)>,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl<T: PartialEq + Copy> Timer<T> {
+    fn new() -> Self {
+        Self { since: None, sleep: None }
+    }
+
+    fn stop(&mut self) {
+        self.since = None;
+    }
+
+    /// Is ready once the same thing has been owed for as long as it may take.
+    fn poll(&mut self, cx: &mut Context<'_>, owed: Option<(T, Duration)>) -> Poll<()> {
+        let Some((what, time)) = owed else {
+            self.stop();
+            return Poll::Pending;
+        };
+        let since = match self.since {
+            Some((known, since)) if known == what => since,
+            _ => {
+                let now = Instant::now();
+                self.since = Some((what, now));
+                now
+            }
+        };
+        let deadline = since + time;
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if sleep.deadline() > deadline {
+            sleep.as_mut().reset(deadline);
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            if Instant::now() >= deadline {
+                return Poll::Ready(());
+            }
+            sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+    use super::*;
+
+    fn link(buffer: usize) -> (DuplexStream, Link<DuplexStream>, Arc<Shared>) {
+        let (client, server) = tokio::io::duplex(buffer);
+        let shared = Shared::new();
+        (client, Link::new(server, Arc::clone(&shared)), shared)
+    }
+
+    /// Reads until the link gives up; returns after how long.
+    async fn patience(link: &mut Link<DuplexStream>) -> Duration {
+        let start = Instant::now();
+        let mut buffer = [0; 100];
+        loop {
+            if let Err(error) = link.read(&mut buffer).await {
+                assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+                return start.elapsed().round();
+            }
+        }
+    }
+
+    trait Round {
+        fn round(&self) -> Duration;
+    }
+
+    impl Round for Duration {
+        /// Timers of tokio have a resolution of a millisecond.
+        fn round(&self) -> Duration {
+            Duration::from_secs((*self + Duration::from_millis(500)).as_secs())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_has_75_seconds() {
+        let (_client, mut link, _) = link(1000);
+        assert_eq!(patience(&mut link).await, IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_10_seconds_however_it_trickles() {
+        let (mut client, mut link, _) = link(1000);
+        let trickle = tokio::spawn(async move {
+            loop {
+                client.write_all(b"x").await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        assert_eq!(patience(&mut link).await, HEAD);
+        trickle.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_counts_from_the_end_of_the_last_answer() {
+        let (mut client, mut link, shared) = link(1000);
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        let (answering, _) = shared.begin();
+        let mut buffer = [0; 100];
+        assert_eq!(link.read(&mut buffer).await.unwrap(), 18);
+        let long = tokio::time::timeout(Duration::from_secs(1000), link.read(&mut buffer));
+        assert!(long.await.is_err(), "while it is answered, the client owes nothing");
+        drop(answering);
+        assert_eq!(patience(&mut link).await, IDLE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_has_30_seconds_each_time() {
+        let (mut client, mut link, _) = link(10);
+        link.write_all(b"0123456789").await.unwrap();
+        let start = Instant::now();
+        let reader = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(29)).await;
+            client.read_exact(&mut [0; 10]).await.unwrap();
+            client
+        });
+        link.write_all(b"0123456789").await.unwrap();
+        let _client = reader.await.unwrap();
+        let error = link.write_all(b"0").await.unwrap_err();
+        assert_eq!(
+            (error.kind(), start.elapsed().round()),
+            (io::ErrorKind::TimedOut, Duration::from_secs(59))
+        );
+    }
+
+    #[tokio::test]
+    async fn the_request_with_both_lengths_is_told() {
+        let (mut client, mut link, shared) = link(1000);
+        let both = b"GET / HTTP/1.1\r\n\r\nPUT / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        client.write_all(both).await.unwrap();
+        assert_eq!(link.read(&mut [0; 1000]).await.unwrap(), both.len());
+        assert!(!shared.begin().1);
+        assert!(shared.begin().1);
+    }
+}

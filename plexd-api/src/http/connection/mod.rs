@@ -1,0 +1,215 @@
+//! Connections: accepted within bounds, served with the identity of who made them, ended in order.
+
+mod framing;
+mod link;
+mod slots;
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http::Request;
+use hyper::body::{Frame, Incoming as RequestBody, SizeHint};
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
+use plexd_proto::transport::Incoming;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::server::Connected;
+
+use super::{Api, ApiError, routes};
+use crate::auth::Caller;
+use link::{Answering, Link, Shared};
+pub use slots::Limits;
+use slots::{Slot, Slots};
+
+/// Largest head of a request, and what is buffered of a connection, in bytes.
+const BUFFER: usize = 32 * 1024;
+/// Most headers of a request.
+const MAX_HEADERS: usize = 64;
+/// How long accepting pauses after it failed, so that it does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client that is turned away may take to hear so.
+const TURN_AWAY: Duration = Duration::from_secs(1);
+
+/// The answer when there is no place left.
+const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
+    content-length: 32\r\nconnection: close\r\n\r\n{\"error\":\"too many connections\"}";
+
+/// Serves the API on any number of listeners.
+#[derive(Debug)]
+pub struct Server {
+    router: Router,
+    slots: Arc<Slots>,
+    connections: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+impl Server {
+    /// Creates a server of `api`, which ends with its `shutdown`.
+    pub fn new(api: &Arc<Api>, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            router: routes::router(api),
+            slots: Slots::new(limits),
+            connections: TaskTracker::new(),
+            shutdown: api.shutdown.clone(),
+        })
+    }
+
+    /// Accepts connections of a Unix socket until the server is to stop.
+    pub async fn serve_unix(self: Arc<Self>, mut listener: Incoming) {
+        // Safe to cancel: a connection is either still the kernel's or already a task.
+        while let Some(Some(accepted)) = self.shutdown.run_until_cancelled(listener.next()).await {
+            let Ok(connection) = accepted else { continue };
+            let peer = connection.connect_info();
+            self.accept(connection, Caller::Local(Arc::new(peer)));
+        }
+    }
+
+    /// Accepts TCP connections until the server is to stop.
+    pub async fn serve_tcp(self: Arc<Self>, listener: TcpListener) {
+        // Safe to cancel: as above.
+        while let Some(accepted) = self.shutdown.run_until_cancelled(listener.accept()).await {
+            match accepted {
+                Ok((stream, _)) => {
+                    // Answers are small, and written whole: waiting for more to send only delays them.
+                    if let Err(error) = stream.set_nodelay(true) {
+                        tracing::debug!(%error, "TCP_NODELAY not set");
+                    }
+                    self.accept(stream, Caller::Tcp);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Waits until every connection has ended.
+    pub async fn finished(&self) {
+        self.connections.close();
+        self.connections.wait().await;
+    }
+
+    /// Serves the accepted connection `io` of `caller` in a task of its own, if there is a place for it.
+    pub fn accept<I>(&self, io: I, caller: Caller)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let uid = match &caller {
+            Caller::Local(peer) => Some(peer.uid),
+            Caller::Tcp => None,
+        };
+        let Some(slot) = self.slots.take(uid) else {
+            tracing::debug!(?uid, "connection turned away: too many");
+            self.connections.spawn(turn_away(io));
+            return;
+        };
+        self.connections.spawn(self.connection(io, caller, slot));
+    }
+
+    /// Serves one connection of `caller`.
+    fn connection<I>(&self, io: I, caller: Caller, slot: Slot) -> impl Future<Output = ()> + Send + 'static
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shared = Shared::new();
+        let requests = Requests { router: self.router.clone(), caller, shared: Arc::clone(&shared) };
+        let shutdown = self.shutdown.clone();
+        async move {
+            let _slot = slot;
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.max_buf_size(BUFFER).max_headers(MAX_HEADERS).header_read_timeout(None);
+            let mut connection = pin!(http.serve_connection(TokioIo::new(Link::new(io, shared)), requests));
+            // Safe to cancel: the connection lives on outside the arm.
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = shutdown.cancelled() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "connection ended");
+            }
+        }
+    }
+}
+
+async fn turn_away<I: AsyncRead + AsyncWrite + Unpin>(mut io: I) {
+    let answer = async {
+        io.write_all(TOO_MANY).await?;
+        io.shutdown().await
+    };
+    if !matches!(tokio::time::timeout(TURN_AWAY, answer).await, Ok(Ok(()))) {
+        tracing::debug!("connection turned away without a word");
+    }
+}
+
+/// The requests of one connection.
+#[derive(Debug, Clone)]
+struct Requests {
+    router: Router,
+    caller: Caller,
+    shared: Arc<Shared>,
+}
+
+impl Service<Request<RequestBody>> for Requests {
+    type Response = Response<Answer>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<RequestBody>) -> Self::Future {
+        let (answering, both_lengths) = self.shared.begin();
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.caller.clone());
+        let mut router = self.router.clone();
+        Box::pin(async move {
+            let response = if both_lengths {
+                ApiError::ConflictingLengths.into_response()
+            } else {
+                let Ok(response) = tower::Service::call(&mut router, request).await;
+                response
+            };
+            Ok(response.map(|body| Answer { body, _answering: answering }))
+        })
+    }
+}
+
+/// The body of a response; the request counts as being answered for as long as there is one.
+#[derive(Debug)]
+struct Answer {
+    body: Body,
+    _answering: Answering,
+}
+
+impl hyper::body::Body for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,132 @@
+//! Everything the API answers that is not what was asked for: status and text, as the guide's table "Troubleshooting"
+//! and section 6 of the contract have them. Each is `{"error": "…"}`.
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::{HeaderValue, StatusCode};
+use plexd_proto::node::v1::{ReportRefusal, SecretRefusal};
+
+use crate::auth::Refusal;
+use crate::core_client::CallError;
+
+/// An answer that is an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is its text, below")]
+pub enum ApiError {
+    InvalidKey,
+    InvalidIfMatch,
+    InvalidJson,
+    ContentTypeRequired,
+    PayloadRequired,
+    PayloadTooDeep,
+    ConflictingLengths,
+    Unauthorized,
+    Forbidden,
+    NotFound,
+    MethodNotAllowed,
+    RequestTimeout,
+    VersionConflict,
+    PayloadTooLarge,
+    DecryptionFailed,
+    CoreUnavailable,
+    NodeNotRegistered,
+    ControlPlaneUnavailable,
+    InsufficientStorage,
+    TooManyReports,
+}
+
+impl ApiError {
+    /// Returns the status and the text.
+    pub fn parts(self) -> (StatusCode, &'static str) {
+        match self {
+            Self::InvalidKey => (StatusCode::BAD_REQUEST, "invalid key"),
+            Self::InvalidIfMatch => (StatusCode::BAD_REQUEST, "If-Match must be an integer"),
+            Self::InvalidJson => (StatusCode::BAD_REQUEST, "invalid JSON body"),
+            Self::ContentTypeRequired => (StatusCode::BAD_REQUEST, "content_type is required"),
+            Self::PayloadRequired => (StatusCode::BAD_REQUEST, "payload must be valid JSON"),
+            Self::PayloadTooDeep => (StatusCode::BAD_REQUEST, "payload nested too deeply"),
+            Self::ConflictingLengths => {
+                (StatusCode::BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other")
+            }
+            Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
+            Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
+            Self::NotFound => (StatusCode::NOT_FOUND, "not found"),
+            Self::MethodNotAllowed => (StatusCode::METHOD_NOT_ALLOWED, "method not allowed"),
+            Self::RequestTimeout => (StatusCode::REQUEST_TIMEOUT, "request timeout"),
+            Self::VersionConflict => (StatusCode::CONFLICT, "version conflict"),
+            Self::PayloadTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "payload too large"),
+            Self::DecryptionFailed => (StatusCode::INTERNAL_SERVER_ERROR, "decryption failed"),
+            Self::CoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "core unavailable"),
+            Self::NodeNotRegistered => (StatusCode::SERVICE_UNAVAILABLE, "node not registered"),
+            Self::ControlPlaneUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "control plane unavailable"),
+            Self::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, "insufficient storage"),
+            Self::TooManyReports => (StatusCode::INSUFFICIENT_STORAGE, "too many report entries"),
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let (status, text) = self.parts();
+        // The texts above need no escaping.
+        let mut response = Response::new(Body::from(Bytes::from(format!("{{\"error\":\"{text}\"}}"))));
+        *response.status_mut() = status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        match self {
+            Self::Unauthorized => {
+                headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // The rest of the request is not read.
+            Self::PayloadTooLarge | Self::RequestTimeout | Self::ConflictingLengths => {
+                headers.insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Unauthorized => Self::Unauthorized,
+            Refusal::Forbidden => Self::Forbidden,
+        }
+    }
+}
+
+impl From<CallError<SecretRefusal>> for ApiError {
+    fn from(error: CallError<SecretRefusal>) -> Self {
+        match error {
+            CallError::Unavailable(_) | CallError::Refused(SecretRefusal::Unspecified) => {
+                Self::CoreUnavailable
+            }
+            CallError::Refused(SecretRefusal::NotPermitted | SecretRefusal::Forbidden) => Self::Forbidden,
+            CallError::Refused(SecretRefusal::NotFound) => Self::NotFound,
+            CallError::Refused(SecretRefusal::ControlPlaneUnavailable) => Self::ControlPlaneUnavailable,
+            CallError::Refused(SecretRefusal::DecryptionFailed) => Self::DecryptionFailed,
+            CallError::Refused(SecretRefusal::NotRegistered) => Self::NodeNotRegistered,
+            CallError::Refused(SecretRefusal::BadToken) => Self::Unauthorized,
+        }
+    }
+}
+
+impl From<CallError<ReportRefusal>> for ApiError {
+    fn from(error: CallError<ReportRefusal>) -> Self {
+        match error {
+            CallError::Unavailable(_) | CallError::Refused(ReportRefusal::Unspecified) => {
+                Self::CoreUnavailable
+            }
+            CallError::Refused(ReportRefusal::NotFound) => Self::NotFound,
+            CallError::Refused(ReportRefusal::VersionConflict) => Self::VersionConflict,
+            CallError::Refused(ReportRefusal::TooManyEntries) => Self::TooManyReports,
+            CallError::Refused(ReportRefusal::InsufficientStorage) => Self::InsufficientStorage,
+            CallError::Refused(ReportRefusal::NotRegistered) => Self::NodeNotRegistered,
+            // What is checked here and there differs only if the two processes are of different versions.
+            CallError::Refused(ReportRefusal::Invalid) => Self::InvalidJson,
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! The routes, and what each asks of its caller: one table, from which the router is made. There is no other way in,
+//! and what the table does not name is not found, by those who may ask.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::handler::Handler;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get};
+
+use super::error::ApiError;
+use super::{Api, read, report, secret, watch};
+use crate::auth::{Caller, Need};
+
+/// One row of the table.
+pub(super) struct Route {
+    /// Pattern of the path; `{key}` is one segment.
+    pub(super) path: &'static str,
+    /// What the caller needs, whatever the method.
+    pub(super) need: Need,
+    methods: fn() -> MethodRouter<Arc<Api>>,
+}
+
+/// The routes.
+pub(super) const ROUTES: &[Route] = &[
+    Route { path: "/v1/state", need: Need::Access, methods: || get(read::summary) },
+    Route { path: "/v1/state/watch", need: Need::Access, methods: || get(watch::watch) },
+    Route { path: "/v1/state/metadata", need: Need::Access, methods: || get(read::metadata) },
+    Route { path: "/v1/state/metadata/{key}", need: Need::Access, methods: || get(read::metadata_value) },
+    Route { path: "/v1/state/data", need: Need::Access, methods: || get(read::data_list) },
+    Route { path: "/v1/state/data/{key}", need: Need::Access, methods: || get(read::data_entry) },
+    Route { path: "/v1/state/secrets", need: Need::Access, methods: || get(read::secret_list) },
+    Route { path: "/v1/state/secrets/{key}", need: Need::Secrets, methods: || get(secret::value) },
+    Route { path: "/v1/state/report", need: Need::Access, methods: || get(read::report_list) },
+    Route {
+        path: "/v1/state/report/{key}",
+        need: Need::Access,
+        methods: || get(read::report_entry).put(report::put).delete(report::delete),
+    },
+    Route { path: "/healthz", need: Need::Access, methods: || get(read::alive) },
+    Route { path: "/readyz", need: Need::Access, methods: || get(read::has_state) },
+];
+
+/// Makes the router of the table.
+pub(super) fn router(api: &Arc<Api>) -> Router {
+    let gated = |need| middleware::from_fn_with_state((Arc::clone(api), need), gate);
+    let mut router = Router::new();
+    for route in ROUTES {
+        let methods = || (route.methods)().fallback(method_not_allowed).layer(gated(route.need));
+        router = router.route(route.path, methods());
+        // The empty key: the pattern does not match it, and it is not an unknown path but an invalid key.
+        if let Some(path) = route.path.strip_suffix("{key}") {
+            router = router.route(path, methods());
+        }
+    }
+    router.fallback_service(not_found.layer(gated(Need::Access)).with_state(())).with_state(Arc::clone(api))
+}
+
+/// Lets a request pass if its caller has what the route needs.
+async fn gate(State((api, need)): State<(Arc<Api>, Need)>, request: Request, next: Next) -> Response {
+    match admit(&api, need, &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => {
+            tracing::debug!(method = %request.method(), path = request.uri().path(), ?error, "refused");
+            error.into_response()
+        }
+    }
+}
+
+fn admit(api: &Api, need: Need, request: &Request) -> Result<(), ApiError> {
+    match request.extensions().get::<Caller>() {
+        Some(Caller::Local(peer)) => api.rules.local(peer, need)?,
+        Some(Caller::Tcp) => {
+            let state = api.mirror.snapshot();
+            let token = state.as_ref().and_then(|state| state.token_sha256());
+            api.rules.tcp(request.headers(), token, need)?;
+        }
+        // No connection is served without; were it, nobody is let in.
+        None => return Err(ApiError::Forbidden),
+    }
+    Ok(())
+}
+
+fn not_found() -> std::future::Ready<ApiError> {
+    std::future::ready(ApiError::NotFound)
+}
+
+fn method_not_allowed() -> std::future::Ready<ApiError> {
+    std::future::ready(ApiError::MethodNotAllowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use axum::body::Body;
+    use http::header::AUTHORIZATION;
+    use http::{Method, StatusCode};
+    use plexd_proto::transport::PeerCredentials;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::auth::Rules;
+    use crate::core_client::Core;
+    use crate::mirror::Mirror;
+
+    const METHODS: [Method; 6] =
+        [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::POST, Method::OPTIONS];
+
+    /// A router whose core is away and whose mirror is empty: whoever is let in finds nothing, with 400, 404, 405 or
+    /// 503.
+    fn api() -> Router {
+        let mirror = Arc::new(Mirror::new());
+        let core = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
+        let rules = Rules { socket_gid: 900, secrets_gid: 901, tcp_secrets: true };
+        let shutdown = CancellationToken::new();
+        router(&Arc::new(Api { mirror, core, rules, max_report_bytes: 1000, shutdown }))
+    }
+
+    async fn status(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> StatusCode {
+        let mut request = Request::new(Body::empty());
+        *request.method_mut() = method.clone();
+        request.headers_mut().insert(AUTHORIZATION, http::HeaderValue::from_static("Bearer guess"));
+        if let Ok(uri) = path.parse() {
+            *request.uri_mut() = uri;
+        }
+        if let Some(caller) = caller {
+            request.extensions_mut().insert(caller.clone());
+        }
+        let Ok(response) = tower::Service::call(&mut router.clone(), request).await;
+        response.status()
+    }
+
+    fn local(groups: &[u32]) -> Caller {
+        Caller::Local(Arc::new(PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: groups.to_vec() }))
+    }
+
+    #[tokio::test]
+    async fn every_route_and_method_is_refused_to_who_lacks_what_it_needs() {
+        let router = api();
+        let paths = ROUTES.iter().map(|route| (route.path.replace("{key}", "k"), route.need));
+        let empty_keys = ROUTES
+            .iter()
+            .filter_map(|route| route.path.strip_suffix("{key}").map(|path| (path.to_owned(), route.need)));
+        let unknown = [("/".to_owned(), Need::Access), ("/v1/nothing".to_owned(), Need::Access)];
+        for (path, need) in paths.chain(empty_keys).chain(unknown) {
+            for method in &METHODS {
+                let of = async |caller: Option<&Caller>| status(&router, caller, method, &path).await;
+                let about = format!("{method} {path}");
+                assert_eq!(of(None).await, StatusCode::FORBIDDEN, "nobody: {about}");
+                assert_eq!(of(Some(&local(&[]))).await, StatusCode::FORBIDDEN, "no group: {about}");
+                assert_eq!(
+                    of(Some(&local(&[901]))).await,
+                    StatusCode::FORBIDDEN,
+                    "secrets group alone: {about}"
+                );
+                assert_eq!(of(Some(&Caller::Tcp)).await, StatusCode::UNAUTHORIZED, "TCP: {about}");
+                let member = of(Some(&local(&[900]))).await;
+                assert_eq!(member == StatusCode::FORBIDDEN, need == Need::Secrets, "member: {about}");
+                assert_ne!(
+                    of(Some(&local(&[900, 901]))).await,
+                    StatusCode::FORBIDDEN,
+                    "both groups: {about}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn only_secret_values_need_more_than_access() {
+        let more: Vec<_> =
+            ROUTES.iter().filter(|route| route.need == Need::Secrets).map(|route| route.path).collect();
+        assert_eq!(more, ["/v1/state/secrets/{key}"]);
+    }
+}

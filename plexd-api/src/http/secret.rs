@@ -1,0 +1,98 @@
+//! Secret values: fetched through plexd-core for each request, kept nowhere, wiped when they have been sent.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Extension, Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::HeaderValue;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use plexd_proto::node::v1::get_secret_request::Caller as WireCaller;
+use plexd_proto::node::v1::{LocalCaller, Secret, TcpCaller};
+use zeroize::{Zeroize, Zeroizing};
+
+use super::conditional::client_has;
+use super::error::ApiError;
+use super::{Api, key};
+use crate::auth::{Caller, bearer};
+use crate::mirror::json;
+
+/// Answers one secret. The route's need has been checked by the gate; core has the final say all the same.
+pub(super) async fn value(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let key = key::of(request.uri().path())?;
+    let caller = match caller {
+        Caller::Local(peer) => WireCaller::Local(LocalCaller {
+            uid: peer.uid,
+            gid: peer.gid,
+            pid: peer.pid,
+            groups: peer.groups.clone(),
+        }),
+        Caller::Tcp => {
+            let token = bearer(request.headers()).ok_or(ApiError::Unauthorized)?;
+            WireCaller::Tcp(TcpCaller { token: Bytes::copy_from_slice(token) })
+        }
+    };
+    let (body, etag) = render(api.core.secret(key, caller).await?)?;
+    let mut response = if client_has(request.headers(), &etag) {
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+        response
+    } else {
+        let mut response = Response::new(Body::from(body));
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    };
+    response.headers_mut().insert(ETAG, etag);
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+/// Renders a secret into memory that is wiped when the last of the response is gone.
+fn render(secret: Secret) -> Result<(Bytes, HeaderValue), ApiError> {
+    let Secret { key, value, version } = secret;
+    let rendered = match std::str::from_utf8(&value) {
+        Ok(text) => {
+            // Every byte may become `\u00XX`: no reallocation leaves a copy behind.
+            let mut out = Zeroizing::new(Vec::with_capacity(6 * (key.len() + text.len()) + 64));
+            out.extend_from_slice(b"{\"key\":");
+            json(&mut out, &key);
+            out.extend_from_slice(b",\"value\":");
+            json(&mut out, text);
+            out.extend_from_slice(b",\"version\":");
+            json(&mut out, &version);
+            out.push(b'}');
+            Ok((Bytes::from_owner(out), crate::mirror::version_tag(version)))
+        }
+        Err(_) => Err(ApiError::DecryptionFailed),
+    };
+    // The message it was decoded from, where nobody else holds on to it.
+    if let Ok(mut received) = value.try_into_mut() {
+        received.as_mut().zeroize();
+    }
+    rendered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_reads_as_the_guide_shows_it() {
+        let value = Bytes::from_static(b"s3cret-p@ssw0rd");
+        let secret = Secret { key: "db/password".into(), value, version: 2 };
+        let rendered = render(secret).map(|(body, etag)| (body, etag.as_bytes().to_vec()));
+        let expected = r#"{"key":"db/password","value":"s3cret-p@ssw0rd","version":2}"#;
+        assert_eq!(rendered, Ok((Bytes::from_static(expected.as_bytes()), b"\"2\"".to_vec())));
+    }
+
+    #[test]
+    fn a_value_that_is_not_text_is_an_error() {
+        let secret = Secret { key: "k".into(), value: Bytes::from_static(b"\xff"), version: 1 };
+        assert_eq!(render(secret), Err(ApiError::DecryptionFailed));
+    }
+}

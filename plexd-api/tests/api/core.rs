@@ -1,0 +1,202 @@
+//! A core for tests: the real gRPC service on a real socket, with reports in memory, secrets from a table, and a
+//! stream that lags when told to.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use plexd_proto::node::v1::change::Change as Wire;
+use plexd_proto::node::v1::get_secret_response::Result as SecretResult;
+use plexd_proto::node::v1::node_state_server::{NodeState, NodeStateServer};
+use plexd_proto::node::v1::{
+    Change, DeleteReportRequest, DeleteReportResponse, GetSecretRequest, GetSecretResponse, PutReportRequest,
+    PutReportResponse, ReportDeleted, ReportEntry, ReportRefusal, Secret, SecretRefusal, WatchRequest,
+    WatchResponse, delete_report_response, put_report_response,
+};
+use plexd_proto::transport::{self, Incoming, SocketOwner};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status};
+
+/// What a read of a secret brings.
+pub(crate) type SecretAnswer = Result<(&'static str, i64), SecretRefusal>;
+
+#[derive(Default)]
+pub(crate) struct Store {
+    /// The state beside reports.
+    pub(crate) state: Vec<Wire>,
+    pub(crate) secrets: BTreeMap<String, SecretAnswer>,
+    pub(crate) reports: BTreeMap<String, ReportEntry>,
+    /// Refuses every write with this.
+    pub(crate) refuse: Option<ReportRefusal>,
+    /// Timestamps for the next writes.
+    pub(crate) times: Vec<&'static str>,
+    /// Whether the stream is silent about writes.
+    pub(crate) lagging: bool,
+    /// What requests for secrets said of their callers.
+    pub(crate) callers: Vec<GetSecretRequest>,
+    versions: BTreeMap<String, i64>,
+    revision: u64,
+    streams: Vec<mpsc::UnboundedSender<Result<WatchResponse, Status>>>,
+}
+
+/// The core. Clones are the same one.
+#[derive(Clone)]
+pub(crate) struct FakeCore {
+    socket: PathBuf,
+    store: Arc<Mutex<Store>>,
+    stop: CancellationToken,
+}
+
+impl FakeCore {
+    pub(crate) fn new(socket: PathBuf) -> Self {
+        Self { socket, store: Arc::default(), stop: CancellationToken::new() }
+    }
+
+    pub(crate) fn store(&self) -> std::sync::MutexGuard<'_, Store> {
+        self.store.lock().unwrap()
+    }
+
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Starts to listen.
+    pub(crate) fn start(&mut self) {
+        self.stop = CancellationToken::new();
+        let owner = SocketOwner { uid: nix::unistd::geteuid(), gid: nix::unistd::getegid(), mode: 0o600 };
+        let listener = Incoming::new(transport::bind(&self.socket, owner).unwrap()).unwrap();
+        let service = NodeStateServer::new(self.clone()).max_decoding_message_size(72 * 1024 * 1024);
+        let stopped = self.stop.clone().cancelled_owned();
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming_shutdown(listener, stopped));
+    }
+
+    /// Dies: connections end, the socket file stays.
+    pub(crate) fn kill(&self) {
+        self.store().streams.clear();
+        self.stop.cancel();
+    }
+
+    /// Sends a piece to everyone who watches.
+    pub(crate) fn tell(&self, reset: bool, changes: Vec<Wire>, complete: bool) {
+        self.store().tell(&piece(reset, changes, complete));
+    }
+}
+
+pub(crate) fn piece(reset: bool, changes: Vec<Wire>, complete: bool) -> WatchResponse {
+    let changes = changes.into_iter().map(|change| Change { change: Some(change) }).collect();
+    WatchResponse { reset, changes, complete }
+}
+
+impl Store {
+    fn tell(&mut self, piece: &WatchResponse) {
+        self.streams.retain(|stream| stream.send(Ok(piece.clone())).is_ok());
+    }
+
+    fn check(&self, key: &str, if_match: Option<i64>) -> Result<(), ReportRefusal> {
+        if let Some(refusal) = self.refuse {
+            return Err(refusal);
+        }
+        let current = self.reports.get(key).map_or(0, |entry| entry.version);
+        match if_match {
+            Some(version) if version != current => Err(ReportRefusal::VersionConflict),
+            _ => Ok(()),
+        }
+    }
+
+    fn put(&mut self, request: PutReportRequest) -> Result<ReportEntry, ReportRefusal> {
+        self.check(&request.key, request.if_match)?;
+        self.revision += 1;
+        let version = self.versions.entry(request.key.clone()).or_default();
+        *version += 1;
+        let updated_at = if self.times.is_empty() { "2026-01-01T00:00:00Z" } else { self.times.remove(0) };
+        let entry = ReportEntry {
+            key: request.key,
+            content_type: request.content_type,
+            payload: request.payload,
+            version: *version,
+            updated_at: updated_at.into(),
+            revision: self.revision,
+        };
+        self.reports.insert(entry.key.clone(), entry.clone());
+        self.told(Wire::Report(entry.clone()));
+        Ok(entry)
+    }
+
+    fn delete(&mut self, request: DeleteReportRequest) -> Result<ReportDeleted, ReportRefusal> {
+        if !self.reports.contains_key(&request.key) {
+            return Err(ReportRefusal::NotFound);
+        }
+        self.check(&request.key, request.if_match)?;
+        self.reports.remove(&request.key);
+        self.revision += 1;
+        let gone = ReportDeleted { key: request.key, revision: self.revision };
+        self.told(Wire::ReportDeleted(gone.clone()));
+        Ok(gone)
+    }
+
+    fn told(&mut self, change: Wire) {
+        if !self.lagging {
+            self.tell(&piece(false, vec![change], true));
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl NodeState for FakeCore {
+    type WatchStream = UnboundedReceiverStream<Result<WatchResponse, Status>>;
+
+    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut store = self.store();
+        let reports = store.reports.values().cloned().map(Wire::Report);
+        let all: Vec<Wire> = store.state.iter().cloned().chain(reports).collect();
+        // In two pieces, as a real core would send many.
+        let half = all.len() / 2;
+        sender.send(Ok(piece(true, all[..half].to_vec(), false))).unwrap();
+        sender.send(Ok(piece(false, all[half..].to_vec(), true))).unwrap();
+        store.streams.push(sender);
+        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+    }
+
+    async fn get_secret(
+        &self,
+        request: Request<GetSecretRequest>,
+    ) -> Result<Response<GetSecretResponse>, Status> {
+        let request = request.into_inner();
+        let mut store = self.store();
+        let answer = store.secrets.get(&request.key).copied().unwrap_or(Err(SecretRefusal::NotFound));
+        let result = match answer {
+            Ok((value, version)) => {
+                SecretResult::Secret(Secret { key: request.key.clone(), value: value.into(), version })
+            }
+            Err(refusal) => SecretResult::Refusal(refusal.into()),
+        };
+        store.callers.push(request);
+        Ok(Response::new(GetSecretResponse { result: Some(result) }))
+    }
+
+    async fn put_report(
+        &self,
+        request: Request<PutReportRequest>,
+    ) -> Result<Response<PutReportResponse>, Status> {
+        let result = match self.store().put(request.into_inner()) {
+            Ok(entry) => put_report_response::Result::Entry(entry),
+            Err(refusal) => put_report_response::Result::Refusal(refusal.into()),
+        };
+        Ok(Response::new(PutReportResponse { result: Some(result) }))
+    }
+
+    async fn delete_report(
+        &self,
+        request: Request<DeleteReportRequest>,
+    ) -> Result<Response<DeleteReportResponse>, Status> {
+        let result = match self.store().delete(request.into_inner()) {
+            Ok(gone) => delete_report_response::Result::Deleted(gone),
+            Err(refusal) => delete_report_response::Result::Refusal(refusal.into()),
+        };
+        Ok(Response::new(DeleteReportResponse { result: Some(result) }))
+    }
+}

@@ -1,0 +1,89 @@
+//! The conversation of an enrolled node with its control plane: the loops that pull the state ([`pull`]), hold the event
+//! stream ([`stream`]), send heartbeats ([`heartbeat`]) and report drift ([`drift`]). They carry; they decide nothing and
+//! never touch the kernel.
+
+pub mod drift;
+pub mod heartbeat;
+pub mod pull;
+pub mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::backoff::{self, Backoff};
+use super::client::{Class, Client, ClientError};
+use crate::identity::{CurrentIdentity, Identity};
+use crate::status::{Board, Enrolment, Subsystem};
+use crate::supervisor::Shutdown;
+
+/// How often a node whose identity is refused tries again (contract, section 2).
+const REFUSED_PERIOD: Duration = Duration::from_mins(1);
+
+/// What the loops share. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Speaks to the control plane.
+    pub client: Client,
+    /// Who the node is.
+    pub identity: CurrentIdentity,
+    /// Takes what was learned about the connection.
+    pub board: Board,
+    /// Asks for a state pull.
+    pub pulls: Arc<Notify>,
+}
+
+impl Session {
+    /// Waits until the node has an identity; `None` when it is to stop.
+    pub async fn identity(&mut self, shutdown: &Shutdown) -> Option<Arc<Identity>> {
+        // Cancel safe: waiting for a value takes nothing.
+        tokio::select! {
+            () = shutdown.cancelled() => None,
+            found = self.identity.wait_for(Option::is_some) => found.ok()?.clone(),
+        }
+    }
+
+    /// Notes that the control plane answered.
+    pub fn answered(&self) {
+        self.board.control(|control| {
+            control.last_answer = Some(Instant::now());
+            control.last_error = None;
+        });
+        self.board.clear(Subsystem::ControlPlane, "unreachable");
+        self.board.clear(Subsystem::ControlPlane, "refused");
+        if self.board.enrolment() == Enrolment::Unauthorized {
+            self.board.set_enrolment(Enrolment::Enrolled);
+        }
+    }
+
+    /// Notes that a request of the node about itself failed, and returns how long to wait before the next.
+    pub fn failed(&self, error: &ClientError, backoff: &mut Backoff) -> Duration {
+        self.board.control(|control| control.last_error = Some(error.to_string()));
+        if error.class() == Class::Identity {
+            if self.board.enrolment() == Enrolment::Enrolled {
+                self.board.set_enrolment(Enrolment::Unauthorized);
+            }
+            self.board.raise(
+                Subsystem::ControlPlane,
+                "refused",
+                "the control plane refuses this node's identity; the last known state stays in force; enrol again with a \
+                 new token: plexd-ctl join",
+            );
+            return REFUSED_PERIOD;
+        }
+        self.board.raise(Subsystem::ControlPlane, "unreachable", error.to_string());
+        let own = backoff.next(backoff::random());
+        error.retry_after().unwrap_or(own)
+    }
+}
+
+/// Waits; returns whether to go on.
+pub async fn pause(delay: Duration, shutdown: &Shutdown) -> bool {
+    // Cancel safe: nothing is lost with a timer.
+    tokio::select! {
+        () = shutdown.cancelled() => false,
+        () = tokio::time::sleep(delay) => true,
+    }
+}

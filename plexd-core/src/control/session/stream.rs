@@ -1,0 +1,124 @@
+//! The event stream: connected for as long as the node lives, each event handed to the state in the order received, the
+//! truth about the connection on the board.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Session, pause};
+use crate::control::backoff::{self, Backoff};
+use crate::control::client::{ClientError, EventStream};
+use crate::control::sse::Item;
+use crate::state::State;
+use crate::status::{Stream, Subsystem};
+use crate::supervisor::Shutdown;
+
+/// Status says so when there was no stream for this long (contract, section 2).
+const SILENCE: Duration = Duration::from_mins(5);
+
+/// A connection that lived this long was a good one: the next attempt starts from the first delay.
+const GOOD: Duration = Duration::from_secs(10);
+
+/// The task.
+#[derive(Debug)]
+pub struct StreamReader {
+    /// Shared with the other loops.
+    pub session: Session,
+    /// Takes the events.
+    pub state: State,
+}
+
+impl StreamReader {
+    /// Reads until asked to stop.
+    pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new();
+        let mut down_since = Instant::now();
+        while let Some(identity) = self.session.identity(&shutdown).await {
+            self.set(Stream::Connecting);
+            let started = Instant::now();
+            let last = self.state.last_event_id();
+            // Cancel safe: an event that was not handled completely is replayed after the last one that was.
+            let ended = tokio::select! {
+                () = shutdown.cancelled() => break,
+                ended = async {
+                    let stream = self.session.client.events(&identity.credentials(), last.as_deref()).await?;
+                    self.session.answered();
+                    self.read(stream, &mut backoff).await
+                } => ended,
+            };
+            self.set(Stream::Disconnected);
+            let delay = match ended {
+                Ok(()) => backoff.next(backoff::random()),
+                Err(error) => {
+                    if started.elapsed() >= GOOD {
+                        backoff.reset();
+                    }
+                    self.session.failed(&error, &mut backoff)
+                }
+            };
+            if let Some(last_byte) = self.session.board.control_status().last_byte {
+                down_since = down_since.max(last_byte);
+            }
+            if down_since.elapsed() >= SILENCE {
+                let message =
+                    "there has been no event stream for 5 minutes; changes arrive by the periodic pull only";
+                self.session.board.raise(Subsystem::ControlPlane, "stream", message);
+            }
+            if !pause(delay, &shutdown).await {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one connection to its end.
+    async fn read(&self, mut stream: EventStream, backoff: &mut Backoff) -> Result<(), ClientError> {
+        self.heard();
+        self.set(Stream::Connected);
+        self.session.board.clear(Subsystem::ControlPlane, "stream");
+        // What happened while there was no stream, and is too old to be replayed, comes with the state.
+        self.session.pulls.notify_one();
+        while let Some(item) = stream.next(&|| self.heard()).await? {
+            backoff.reset();
+            if !self.handle(item, backoff).await {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands an item on; returns whether to go on reading.
+    async fn handle(&self, item: Item, backoff: &mut Backoff) -> bool {
+        match item {
+            Item::Event { id, data, .. } => match self.state.event(id, data).await {
+                Ok(outcome) => {
+                    if outcome.pull {
+                        self.session.pulls.notify_one();
+                    }
+                    true
+                }
+                Err(_) => false,
+            },
+            Item::Retry(base) => {
+                backoff.set_base(base);
+                true
+            }
+            Item::TooLarge { id } => {
+                tracing::warn!(
+                    event = id.as_deref().unwrap_or(""),
+                    "event larger than 8 MiB dropped; the state is pulled"
+                );
+                self.session.pulls.notify_one();
+                self.state.skip_event(id).await.is_ok()
+            }
+        }
+    }
+
+    fn heard(&self) {
+        self.session.board.control(|control| control.last_byte = Some(Instant::now()));
+    }
+
+    fn set(&self, stream: Stream) {
+        self.session.board.control(|control| control.stream = stream);
+    }
+}

@@ -1,0 +1,189 @@
+//! The identity on disk: `wireguard.key`, written before the node registers, and `identity.json`, written before
+//! anything acts on the registration. A damaged file is set aside and told, never replaced in silence.
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::Identity;
+use crate::storage::{self, DataDir, StorageError};
+use crate::types::{Clock, NodeSecretKey, PrivateKey, SigningPublicKey};
+
+const KEY_FILE: &str = "wireguard.key";
+const IDENTITY_FILE: &str = "identity.json";
+
+/// Keeps the identity.
+#[derive(Debug, Clone)]
+pub struct IdentityStore {
+    directory: DataDir,
+}
+
+/// What is on disk.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The identity, if the node is enrolled.
+    pub identity: Option<Identity>,
+    /// The key to register with, if there is one already.
+    pub private_key: Option<PrivateKey>,
+    /// What was wrong with the files, and what to do.
+    pub problem: Option<String>,
+}
+
+/// The file's shape.
+#[derive(Serialize, Deserialize)]
+struct IdentityFile {
+    node_id: String,
+    mesh_ip: std::net::IpAddr,
+    node_secret_key: Zeroizing<String>,
+    signing_public_key: String,
+}
+
+impl IdentityStore {
+    /// Keeps the identity in `directory`.
+    pub fn new(directory: DataDir) -> Self {
+        Self { directory }
+    }
+
+    /// Reads what is there.
+    pub fn load(&self, clock: &dyn Clock) -> Result<Loaded, StorageError> {
+        let key_path = self.directory.file(KEY_FILE);
+        let identity_path = self.directory.file(IDENTITY_FILE);
+        let mut loaded = Loaded::default();
+        if let Some(text) = storage::read(&key_path)? {
+            loaded.private_key = parse_key(&text);
+            if loaded.private_key.is_none() {
+                let aside = storage::set_aside(&key_path, clock.now())?;
+                loaded.problem = Some(format!(
+                    "the key file was damaged and is now {}; enrol again with a new token: plexd-ctl join",
+                    aside.display()
+                ));
+            }
+        }
+        let Some(text) = storage::read(&identity_path)? else { return Ok(loaded) };
+        match (parse_identity(&text), &loaded.private_key) {
+            (Some(parsed), Some(key)) => loaded.identity = Some(parsed.with_key(key.clone())),
+            (Some(_), None) => {
+                loaded.problem.get_or_insert_with(|| {
+                    "the key file is missing; enrol again with a new token: plexd-ctl join".to_owned()
+                });
+            }
+            (None, _) => {
+                let aside = storage::set_aside(&identity_path, clock.now())?;
+                loaded.problem = Some(format!(
+                    "the identity file was damaged and is now {}; enrol again with a new token: plexd-ctl join",
+                    aside.display()
+                ));
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// Writes a key durably, before it is used to register.
+    pub fn save_key(&self, key: &PrivateKey) -> Result<(), StorageError> {
+        let mut text = key.to_base64();
+        text.push('\n');
+        storage::replace(&self.directory.file(KEY_FILE), text.as_bytes())
+    }
+
+    /// Writes the identity durably, before anything acts on it.
+    pub fn save_identity(&self, identity: &Identity) -> Result<(), StorageError> {
+        let path = self.directory.file(IDENTITY_FILE);
+        let file = IdentityFile {
+            node_id: identity.node_id.to_string(),
+            mesh_ip: identity.mesh_ip,
+            node_secret_key: Zeroizing::new(identity.secret_key.as_str().to_owned()),
+            signing_public_key: identity.signing_key.to_string(),
+        };
+        let text = serde_json::to_vec_pretty(&file)
+            .map(Zeroizing::new)
+            .map_err(|error| StorageError::new("write", &path, error.into()))?;
+        storage::replace(&path, &text)
+    }
+}
+
+fn parse_key(text: &[u8]) -> Option<PrivateKey> {
+    PrivateKey::from_base64(std::str::from_utf8(text).ok()?.trim()).ok()
+}
+
+/// The identity file, parsed, still without the key.
+struct Parsed {
+    node_id: crate::types::NodeId,
+    mesh_ip: std::net::IpAddr,
+    secret_key: NodeSecretKey,
+    signing_key: SigningPublicKey,
+}
+
+impl Parsed {
+    fn with_key(self, private_key: PrivateKey) -> Identity {
+        let Self { node_id, mesh_ip, secret_key, signing_key } = self;
+        Identity { node_id, mesh_ip, secret_key, signing_key, private_key }
+    }
+}
+
+fn parse_identity(text: &[u8]) -> Option<Parsed> {
+    let file: IdentityFile = serde_json::from_slice(text).ok()?;
+    Some(Parsed {
+        node_id: file.node_id.parse().ok()?,
+        mesh_ip: file.mesh_ip,
+        secret_key: NodeSecretKey::parse(&file.node_secret_key).ok()?,
+        signing_key: SigningPublicKey::from_base64(&file.signing_public_key).ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::SystemClock;
+
+    fn identity(private_key: PrivateKey) -> Identity {
+        Identity {
+            node_id: "n_1".parse().unwrap(),
+            mesh_ip: [10, 100, 0, 1].into(),
+            secret_key: NodeSecretKey::parse("FfxsQVb4qzEtMrwtB9h1FuRCqcLEShg6onJZXHGwlGo=").unwrap(),
+            signing_key: SigningPublicKey::from_base64("lzfsfTYabt3dAJLEqKxeoFMirl7fTCM4vI7skRAuuHA=")
+                .unwrap(),
+            private_key,
+        }
+    }
+
+    fn store() -> (tempfile::TempDir, IdentityStore) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = IdentityStore::new(DataDir::open(folder.path()).unwrap());
+        (folder, store)
+    }
+
+    #[test]
+    fn an_identity_is_read_back_as_it_was_written() {
+        let (_folder, store) = store();
+        let key = PrivateKey::generate().unwrap();
+        store.save_key(&key).unwrap();
+        let before = store.load(&SystemClock).unwrap();
+        assert!(before.identity.is_none() && before.problem.is_none());
+        assert_eq!(before.private_key.unwrap().public(), key.public());
+        store.save_identity(&identity(key.clone())).unwrap();
+        let loaded = store.load(&SystemClock).unwrap().identity.unwrap();
+        assert_eq!(loaded.node_id.as_str(), "n_1");
+        assert_eq!(loaded.private_key.public(), key.public());
+        assert_eq!(loaded.secret_key.as_str(), "FfxsQVb4qzEtMrwtB9h1FuRCqcLEShg6onJZXHGwlGo=");
+    }
+
+    #[test]
+    fn damaged_files_are_set_aside_and_told() {
+        let (folder, store) = store();
+        let key = PrivateKey::generate().unwrap();
+        store.save_key(&key).unwrap();
+        store.save_identity(&identity(key)).unwrap();
+        for (file, word) in [(IDENTITY_FILE, "identity file"), (KEY_FILE, "key file")] {
+            std::fs::write(folder.path().join(file), "").unwrap();
+            let loaded = store.load(&SystemClock).unwrap();
+            assert!(loaded.identity.is_none());
+            let problem = loaded.problem.unwrap();
+            assert!(problem.contains(word) && problem.contains("plexd-ctl join"), "{problem}");
+            assert!(!folder.path().join(file).exists());
+        }
+        let aside = std::fs::read_dir(folder.path()).unwrap();
+        assert_eq!(
+            aside.filter(|f| f.as_ref().unwrap().path().display().to_string().contains("damaged")).count(),
+            2
+        );
+    }
+}

@@ -1,0 +1,212 @@
+//! Rules as the kernel's expressions: small instructions that load something into a register, compare it, or decide. The
+//! order of their attributes and the numbering of registers are those in which the kernel gives them back.
+
+use super::layout::Layout;
+use super::numbers::{OBJECT_IS_COUNTER, attribute, ct, meta};
+use super::wire::Attributes;
+use crate::kernel::Count;
+use crate::policy::Table;
+use crate::policy::table::{Expr, Family, Map, Verdict};
+
+/// `NF_ACCEPT`, `NF_DROP`, `NFT_JUMP`, `NFT_GOTO`.
+const ACCEPT: i32 = 1;
+const DROP: i32 = 0;
+const JUMP: i32 = -3;
+const GOTO: i32 = -4;
+
+/// One expression of a rule.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Expression {
+    /// The kernel's name for it.
+    pub(super) name: &'static str,
+    /// Its attributes.
+    pub(super) data: Attributes,
+}
+
+/// Returns a rule as the kernel's expressions; counters begin at zero.
+pub(super) fn expressions(table: &Table, rule: &[Expr]) -> Vec<Expression> {
+    rule.iter().flat_map(|expr| expression(table, expr)).collect()
+}
+
+/// Sets what a counting rule begins with.
+pub(super) fn begin_with(rule: &mut [Expression], count: Count) {
+    for expression in rule.iter_mut().filter(|expression| expression.name == "counter") {
+        expression.data = counts(count);
+    }
+}
+
+fn expression(table: &Table, expr: &Expr) -> Vec<Expression> {
+    match expr {
+        Expr::InputInterface(name) => interface(meta::IIFNAME, name),
+        Expr::OutputInterface(name) => interface(meta::OIFNAME, name),
+        Expr::Family(family) => {
+            let number = match family {
+                Family::V4 => 2,
+                Family::V6 => 10,
+            };
+            vec![packet(meta::NFPROTO), compare(Comparison::Equal, &[number])]
+        }
+        Expr::Untracked => {
+            let states = (ct::STATE_INVALID | ct::STATE_UNTRACKED).to_ne_bytes();
+            vec![
+                tracked(ct::STATE, None, 0),
+                mask(0, &states),
+                compare(Comparison::NotEqual, &0_u32.to_ne_bytes()),
+            ]
+        }
+        Expr::Limit { per_second, burst } => {
+            // Per second, in packets, not inverted.
+            let mut data = Attributes::default();
+            data.u64(attribute::LIMIT_RATE, u64::from(*per_second))
+                .u64(attribute::LIMIT_UNIT, 1)
+                .u32(attribute::LIMIT_BURST, *burst)
+                .u32(attribute::LIMIT_TYPE, 0)
+                .u32(attribute::LIMIT_FLAGS, 0);
+            vec![Expression { name: "limit", data }]
+        }
+        Expr::Log { prefix } => {
+            let mut data = Attributes::default();
+            data.text(attribute::LOG_PREFIX, prefix).u32(attribute::LOG_LEVEL, LOG_LEVEL_WARNING);
+            vec![Expression { name: "log", data }]
+        }
+        Expr::Count(name) => {
+            let mut data = Attributes::default();
+            data.u32(attribute::OBJREF_TYPE, OBJECT_IS_COUNTER).text(attribute::OBJREF_NAME, name);
+            vec![Expression { name: "objref", data }]
+        }
+        Expr::CountRule(_) => vec![Expression { name: "counter", data: counts(Count::default()) }],
+        Expr::Lookup(map) => lookup(table.maps.get(*map).expect("a table has the maps it looks up")),
+        Expr::Verdict(verdict) => {
+            let mut data = Attributes::default();
+            data.u32(attribute::IMMEDIATE_DREG, REGISTER_VERDICT)
+                .nest(attribute::IMMEDIATE_DATA, &verdict_data(verdict));
+            vec![Expression { name: "immediate", data }]
+        }
+    }
+}
+
+const LOG_LEVEL_WARNING: u32 = 4;
+const REGISTER_VERDICT: u32 = 0;
+
+/// Interface names are compared whole, with the zeros that fill them up.
+fn interface(key: u32, name: &str) -> Vec<Expression> {
+    let mut padded = name.as_bytes().to_vec();
+    padded.resize(16, 0);
+    vec![packet(key), compare(Comparison::Equal, &padded)]
+}
+
+/// Returns the number of a register by its 32-bit word, as the kernel dumps it: where four words make a 128-bit one, by
+/// that one's number.
+fn register(word: u32) -> u32 {
+    if word.is_multiple_of(4) { 1 + word / 4 } else { 8 + word }
+}
+
+/// Loads something of the packet into the first register.
+fn packet(key: u32) -> Expression {
+    let mut data = Attributes::default();
+    data.u32(attribute::META_KEY, key).u32(attribute::META_DREG, register(0));
+    Expression { name: "meta", data }
+}
+
+/// Loads what connection tracking knows into the register at `word`.
+fn tracked(key: u32, direction: Option<u8>, word: u32) -> Expression {
+    let mut data = Attributes::default();
+    data.u32(attribute::CT_KEY, key).u32(attribute::CT_DREG, register(word));
+    if let Some(direction) = direction {
+        data.bytes(attribute::CT_DIRECTION, &[direction]);
+    }
+    Expression { name: "ct", data }
+}
+
+#[derive(Clone, Copy)]
+enum Comparison {
+    Equal = 0,
+    NotEqual = 1,
+}
+
+/// Compares the first register.
+fn compare(comparison: Comparison, with: &[u8]) -> Expression {
+    let mut data = Attributes::default();
+    data.u32(attribute::CMP_SREG, register(0))
+        .u32(attribute::CMP_OP, comparison as u32)
+        .nest(attribute::CMP_DATA, &value(with));
+    Expression { name: "cmp", data }
+}
+
+/// Masks the register at `word` in place.
+fn mask(word: u32, bits: &[u8]) -> Expression {
+    let length = u32::try_from(bits.len()).expect("a mask is 16 bytes at most");
+    let mut data = Attributes::default();
+    data.u32(attribute::BITWISE_SREG, register(word))
+        .u32(attribute::BITWISE_DREG, register(word))
+        .u32(attribute::BITWISE_LEN, length)
+        .u32(attribute::BITWISE_OP, 0)
+        .nest(attribute::BITWISE_MASK, &value(bits))
+        .nest(attribute::BITWISE_XOR, &value(&vec![0; bits.len()]));
+    Expression { name: "bitwise", data }
+}
+
+/// Loads the parts of the original tuple that the map looks at side by side, and looks them up.
+fn lookup(map: &Map) -> Vec<Expression> {
+    let layout = Layout::of(map.shape);
+    let mut expressions = Vec::new();
+    let mut word = 0;
+    for part in layout.parts() {
+        expressions.push(tracked(part.key, part.direction, word));
+        if let Some(bits) = part.mask {
+            expressions.push(mask(word, &bits));
+        }
+        word += part.words;
+    }
+    let mut data = Attributes::default();
+    data.text(attribute::LOOKUP_SET, &map.name)
+        .u32(attribute::LOOKUP_SREG, register(0))
+        .u32(attribute::LOOKUP_DREG, REGISTER_VERDICT)
+        .u32(attribute::LOOKUP_FLAGS, 0);
+    expressions.push(Expression { name: "lookup", data });
+    expressions
+}
+
+/// Returns an expression by its name.
+pub(super) fn named(name: &str, data: &Attributes) -> Attributes {
+    let mut expression = Attributes::default();
+    expression.text(attribute::EXPR_NAME, name).nest(attribute::EXPR_DATA, data);
+    expression
+}
+
+/// Returns the attributes of a counter.
+pub(super) fn counts(count: Count) -> Attributes {
+    let mut data = Attributes::default();
+    data.u64(attribute::COUNTER_BYTES, count.bytes).u64(attribute::COUNTER_PACKETS, count.packets);
+    data
+}
+
+/// Returns a value as data.
+pub(super) fn value(bytes: &[u8]) -> Attributes {
+    let mut data = Attributes::default();
+    data.bytes(attribute::DATA_VALUE, bytes);
+    data
+}
+
+/// Returns the kernel's code for a verdict, and the chain it names.
+pub(super) fn verdict_code(verdict: &Verdict) -> (i32, Option<&str>) {
+    match verdict {
+        Verdict::Accept => (ACCEPT, None),
+        Verdict::Drop => (DROP, None),
+        Verdict::Jump(chain) => (JUMP, Some(chain)),
+        Verdict::Goto(chain) => (GOTO, Some(chain)),
+    }
+}
+
+/// Returns a verdict as data.
+pub(super) fn verdict_data(verdict: &Verdict) -> Attributes {
+    let (code, chain) = verdict_code(verdict);
+    let mut inner = Attributes::default();
+    inner.bytes(attribute::VERDICT_CODE, &code.to_be_bytes());
+    if let Some(chain) = chain {
+        inner.text(attribute::VERDICT_CHAIN, chain);
+    }
+    let mut data = Attributes::default();
+    data.nest(attribute::DATA_VERDICT, &inner);
+    data
+}

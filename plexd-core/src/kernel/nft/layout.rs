@@ -1,0 +1,103 @@
+//! The keys of maps: which parts of the original tuple, in which registers, in which bytes.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::numbers::{ct, datatype};
+use crate::policy::table::{Detail, Family, Key, Shape};
+use crate::policy::{Service, TCP, UDP};
+
+/// How the key of a map lies in registers: in order source, destination, protocol, port, those that count.
+pub(super) struct Layout(Shape);
+
+/// A part of a key.
+pub(super) struct Part {
+    /// What connection tracking is asked for.
+    pub(super) key: u32,
+    /// Of which direction, where directions differ.
+    pub(super) direction: Option<u8>,
+    /// Registers of 32 bits.
+    pub(super) words: u32,
+    /// The bits that count, unless all do.
+    pub(super) mask: Option<Vec<u8>>,
+    /// Number of the type in `nft`, which alone reads it.
+    datatype: u32,
+}
+
+impl Layout {
+    /// Returns the layout of a map's keys.
+    pub(super) fn of(shape: Shape) -> Self {
+        Self(shape)
+    }
+
+    /// Returns the parts in order.
+    pub(super) fn parts(&self) -> impl Iterator<Item = Part> {
+        let Shape { family, source, destination, service } = self.0;
+        let (source_key, destination_key) = match family {
+            Family::V4 => (ct::SOURCE_V4, ct::DESTINATION_V4),
+            Family::V6 => (ct::SOURCE_V6, ct::DESTINATION_V6),
+        };
+        let address = move |key, bits| {
+            let (words, datatype) = match family {
+                Family::V4 => (1, datatype::IPV4_ADDRESS),
+                Family::V6 => (4, datatype::IPV6_ADDRESS),
+            };
+            let mask = prefix_mask(family, bits);
+            (bits > 0).then_some(Part { key, direction: Some(ct::ORIGINAL), words, mask, datatype })
+        };
+        let number = |key, direction, datatype| Part { key, direction, words: 1, mask: None, datatype };
+        let protocol =
+            (service >= Detail::Protocol).then(|| number(ct::PROTOCOL, None, datatype::INET_PROTOCOL));
+        let port = (service == Detail::Port)
+            .then(|| number(ct::PORT_DESTINATION, Some(ct::ORIGINAL), datatype::INET_SERVICE));
+        [address(source_key, source), address(destination_key, destination), protocol, port]
+            .into_iter()
+            .flatten()
+    }
+
+    /// Returns the bytes of a key.
+    pub(super) fn key_length(&self) -> u32 {
+        self.parts().map(|part| part.words * 4).sum()
+    }
+
+    /// Returns the type of a key for `nft`, which packs those of its parts, six bits each.
+    pub(super) fn key_type(&self) -> u32 {
+        self.parts().fold(0, |packed, part| packed << 6 | part.datatype)
+    }
+}
+
+/// Returns the mask of a prefix; `None` where all bits count.
+fn prefix_mask(family: Family, bits: u8) -> Option<Vec<u8>> {
+    match family {
+        Family::V4 if bits < 32 => Some((!(u32::MAX >> bits)).to_be_bytes().to_vec()),
+        Family::V6 if bits < 128 => Some((!(u128::MAX >> bits)).to_be_bytes().to_vec()),
+        Family::V4 | Family::V6 => None,
+    }
+}
+
+/// Returns a key as it lies in the registers.
+pub(super) fn key_bytes(key: &Key, shape: Shape) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(40);
+    let mut address = |net: &IpNet| match net.network() {
+        IpAddr::V4(address) => bytes.extend_from_slice(&address.octets()),
+        IpAddr::V6(address) => bytes.extend_from_slice(&address.octets()),
+    };
+    if shape.source > 0 {
+        address(&key.source);
+    }
+    if shape.destination > 0 {
+        address(&key.destination);
+    }
+    let (protocol, port) = match key.service {
+        Service::Any => return bytes,
+        Service::Tcp(port) => (TCP, port),
+        Service::Udp(port) => (UDP, port),
+    };
+    bytes.extend_from_slice(&[protocol, 0, 0, 0]);
+    if let Some(port) = port {
+        bytes.extend_from_slice(&port.get().to_be_bytes());
+        bytes.extend_from_slice(&[0, 0]);
+    }
+    bytes
+}

@@ -1,0 +1,12 @@
+//! What core serves to the sidecar on core.sock: the state as a stream ([`watch`]), secrets on demand ([`secrets`]), and
+//! a place for reports. Core parses nothing of what applications send but these fixed messages.
+
+mod secrets;
+mod service;
+mod watch;
+
+pub use secrets::{ApiToken, ApiTokenError, SecretReader, SecretRules};
+pub use service::{NodeStateService, RULES, Sidecar, Who};
+
+/// Largest gRPC message in either direction, in bytes: a report at its limit of 64 MiB, and what is around it.
+pub const MAX_MESSAGE: usize = 72 * 1024 * 1024;

@@ -1,0 +1,325 @@
+//! The reconciler: the only owner of the kernel. It observes what is there, plans what differs from what is wanted, and
+//! takes those steps and no others ([`wanted`], [`plan`]: pure; [`apply`]: the only code that changes the kernel).
+
+mod apply;
+pub mod drift;
+mod plan;
+mod status;
+mod wanted;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::config::{Config, OnStop};
+use crate::identity::{CurrentIdentity, Identity};
+use crate::kernel::{KernelError, ObservedDevice, ObservedTable};
+use crate::policy::PolicySet;
+use crate::state::Desired;
+use crate::status::{Board, Subsystem};
+use crate::supervisor::Shutdown;
+use crate::types::Endpoint;
+
+use drift::Correction;
+use plan::{LastEndpoints, Observed};
+use wanted::{Input, Resolved, Wanted};
+
+pub use apply::Kernel;
+pub use status::{MeshStatus, PeerStatus};
+
+/// Requests that may wait.
+const QUEUE: usize = 16;
+
+/// How long changes of the kernel are gathered before they are looked at: `nft -f` or a network manager makes many.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// How long the resolution of one endpoint's name may take.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
+
+/// Asks the reconciler. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Mesh {
+    requests: mpsc::Sender<Request>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Reconcile,
+    Status(oneshot::Sender<MeshStatus>),
+}
+
+impl Mesh {
+    /// Asks for a reconciliation; does not wait for it.
+    pub fn reconcile(&self) {
+        // A full queue holds a request already.
+        let _ = self.requests.try_send(Request::Reconcile);
+    }
+
+    /// Returns how the mesh is, read from the kernel now.
+    pub async fn status(&self) -> Option<MeshStatus> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Status(reply)).await.ok()?;
+        answer.await.ok()
+    }
+}
+
+/// What the reconciler watches and tells.
+#[derive(Debug)]
+pub struct Wiring {
+    /// What the control plane wants.
+    pub desired: watch::Receiver<Arc<Desired>>,
+    /// Who the node is.
+    pub identity: CurrentIdentity,
+    /// Says that the kernel's state changed, by whomever.
+    pub kernel_changes: mpsc::Receiver<()>,
+    /// Takes what was put right.
+    pub drift: mpsc::Sender<Vec<Correction>>,
+    /// Takes problems.
+    pub board: Board,
+}
+
+/// The task.
+#[derive(Debug)]
+pub struct Reconciler {
+    config: Arc<Config>,
+    kernel: Kernel,
+    backend_reason: String,
+    wiring: Wiring,
+    requests: mpsc::Receiver<Request>,
+    resolved: Resolved,
+    last_endpoints: LastEndpoints,
+    /// The newest policies that could be compiled.
+    policies: Arc<PolicySet>,
+    /// What the kernel should have, as of the last reconciliation.
+    wanted: Option<Wanted>,
+    last_success: Option<Instant>,
+}
+
+/// Why a reconciliation is made; decides whether what it corrects is drift.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// The node starts: nothing is there yet, and that is no drift.
+    Start,
+    /// What is wanted changed.
+    Change,
+    /// The period, a request, or a change in the kernel.
+    Check,
+}
+
+impl Reconciler {
+    /// Creates the task and the handle to it.
+    pub fn new(config: Arc<Config>, kernel: Kernel, backend_reason: String, wiring: Wiring) -> (Mesh, Self) {
+        let (sender, requests) = mpsc::channel(QUEUE);
+        let reconciler = Self {
+            config,
+            kernel,
+            backend_reason,
+            wiring,
+            requests,
+            resolved: Resolved::new(),
+            last_endpoints: LastEndpoints::new(),
+            policies: Arc::default(),
+            wanted: None,
+            last_success: None,
+        };
+        (Mesh { requests: sender }, reconciler)
+    }
+
+    /// Brings the kernel to the last known state; to be awaited before the node says it is ready.
+    pub async fn start(&mut self) {
+        self.wiring.desired.mark_unchanged();
+        self.wiring.identity.mark_unchanged();
+        self.reconcile(Cause::Start).await;
+    }
+
+    /// Reconciles until asked to stop.
+    pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let mut period = tokio::time::interval(self.config.reconcile_interval);
+        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        period.reset();
+        loop {
+            // Cancel safe: every arm only learns that something is to be done, and nothing is lost with it.
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Ok(()) = self.wiring.desired.changed() => self.reconcile(Cause::Change).await,
+                Ok(()) = self.wiring.identity.changed() => self.reconcile(Cause::Start).await,
+                _ = period.tick() => self.reconcile(Cause::Check).await,
+                Some(()) = self.wiring.kernel_changes.recv() => {
+                    tokio::time::sleep(SETTLE).await;
+                    while self.wiring.kernel_changes.try_recv().is_ok() {}
+                    self.reconcile(Cause::Check).await;
+                }
+                Some(request) = self.requests.recv() => match request {
+                    Request::Reconcile => self.reconcile(Cause::Check).await,
+                    Request::Status(reply) => {
+                        // A caller that no longer waits is no error.
+                        let _ = reply.send(self.status().await);
+                    }
+                },
+            }
+        }
+        if self.config.on_stop == OnStop::Teardown {
+            self.tear_down().await;
+        }
+        Ok(())
+    }
+
+    async fn reconcile(&mut self, cause: Cause) {
+        let Some(identity) = self.wiring.identity.borrow_and_update().clone() else { return };
+        let desired = Arc::clone(&self.wiring.desired.borrow_and_update());
+        self.resolve_endpoints(&desired).await;
+        let Some(wanted) = self.wanted(&desired, &identity) else { return };
+        let mut errors = Vec::new();
+        let observed = self.observe(&wanted, &mut errors).await;
+        let plan = plan::plan(&wanted, &observed, &self.last_endpoints, SystemTime::now());
+        let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
+        errors.extend(outcome.errors);
+        self.report(&errors, &outcome.conflicts, outcome.without_log);
+        self.last_endpoints = endpoints(&wanted);
+        if errors.is_empty() {
+            self.last_success = Some(Instant::now());
+        }
+        self.wanted = Some(wanted);
+        self.tell_drift(cause, outcome.corrections);
+    }
+
+    /// Returns what is wanted, with the newest policies that can be compiled.
+    fn wanted(&mut self, desired: &Desired, identity: &Identity) -> Option<Wanted> {
+        let input = |policies| Input {
+            desired,
+            policies,
+            identity,
+            mesh: &self.config.mesh,
+            settings: self.config.policy,
+            resolved: &self.resolved,
+        };
+        match input(&desired.policies).wanted() {
+            Ok(wanted) => {
+                self.policies = Arc::clone(&desired.policies);
+                self.wiring.board.clear(Subsystem::Policy, "compile");
+                Some(wanted)
+            }
+            Err(error) => {
+                let message = format!(
+                    "the newest policy set cannot be enforced, the one before stays in force: {error}"
+                );
+                self.wiring.board.raise(Subsystem::Policy, "compile", message);
+                // At worst the empty set, which denies (unless the default is to allow).
+                input(&self.policies)
+                    .wanted()
+                    .inspect_err(|error| tracing::error!(%error, "no policy compiles"))
+                    .ok()
+            }
+        }
+    }
+
+    async fn observe(&self, wanted: &Wanted, errors: &mut Vec<KernelError>) -> Observed {
+        let mut keep = |result: Result<_, KernelError>| result.map_err(|error| errors.push(error)).ok();
+        let empty = crate::policy::Table::default();
+        let table = keep(self.kernel.firewall.observe(wanted.table.as_ref().unwrap_or(&empty)).await);
+        let device = self.kernel.wireguard.observe().await;
+        let link = self.kernel.network.observe(&self.config.mesh.interface).await;
+        Observed {
+            table,
+            device: device.map_err(|error| errors.push(error)).ok().flatten(),
+            link: link.map_err(|error| errors.push(error)).ok().flatten(),
+        }
+    }
+
+    fn report(&self, errors: &[KernelError], conflicts: &[crate::kernel::RouteConflict], without_log: bool) {
+        let board = &self.wiring.board;
+        let shown = errors.iter().take(3).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        board.set(Subsystem::Mesh, "apply", (!errors.is_empty()).then_some(shown));
+        let routes = conflicts.iter().take(3).map(|conflict| {
+            let owner = conflict.owner.as_deref().unwrap_or("another table entry");
+            format!("route {} belongs to {owner} and is left alone", conflict.destination)
+        });
+        let routes = routes.collect::<Vec<_>>().join("; ");
+        board.set(Subsystem::Mesh, "routes", (!routes.is_empty()).then_some(routes));
+        if without_log {
+            tracing::warn!(
+                "this kernel cannot log denied packets (nft_log, nft_limit); they are counted only"
+            );
+        }
+    }
+
+    fn tell_drift(&self, cause: Cause, corrections: Vec<Correction>) {
+        if corrections.is_empty() {
+            return;
+        }
+        match cause {
+            Cause::Check => {
+                for correction in &corrections {
+                    tracing::info!(kind = correction.kind.as_str(), detail = correction.detail, "corrected");
+                }
+                if self.wiring.drift.try_send(corrections).is_err() {
+                    tracing::warn!("drift report dropped: earlier ones are still unsent");
+                }
+            }
+            Cause::Start | Cause::Change => tracing::info!(changes = corrections.len(), "mesh updated"),
+        }
+    }
+
+    /// Resolves endpoints that are names. Those that are known stay as they are while they work.
+    async fn resolve_endpoints(&mut self, desired: &Desired) {
+        let names: BTreeSet<&Endpoint> = desired
+            .peers
+            .values()
+            .filter_map(|peer| peer.endpoint.as_ref())
+            .filter(|endpoint| {
+                matches!(endpoint, Endpoint::Name { .. }) && !self.resolved.contains_key(endpoint)
+            })
+            .collect();
+        let found = futures_util::future::join_all(
+            names.into_iter().map(async |name| (name.clone(), resolve(name).await)),
+        );
+        for (name, address) in found.await {
+            if let Some(address) = address {
+                self.resolved.insert(name, address);
+            }
+        }
+    }
+
+    async fn tear_down(&mut self) {
+        if let Err(error) = self.kernel.wireguard.remove().await {
+            tracing::warn!(%error, "interface left behind");
+        }
+        if let Err(error) = self.kernel.firewall.remove().await {
+            tracing::warn!(%error, "policy left behind");
+        }
+    }
+
+    async fn status(&self) -> MeshStatus {
+        let device =
+            self.kernel.wireguard.observe().await.ok().flatten().unwrap_or_else(ObservedDevice::default);
+        let counters = match &self.wanted {
+            Some(Wanted { table: Some(table), .. }) => match self.kernel.firewall.observe(table).await {
+                Ok(ObservedTable::Same { counters }) => Some(counters),
+                _ => None,
+            },
+            _ => None,
+        };
+        MeshStatus {
+            backend: self.kernel.wireguard.backend(),
+            backend_reason: self.backend_reason.clone(),
+            peers: status::peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device),
+            policies: Arc::clone(&self.policies),
+            counters,
+            last_success: self.last_success,
+        }
+    }
+}
+
+fn endpoints(wanted: &Wanted) -> BTreeMap<crate::types::PublicKey, SocketAddr> {
+    wanted.peers.iter().filter_map(|(key, peer)| Some((*key, peer.config.endpoint?))).collect()
+}
+
+async fn resolve(endpoint: &Endpoint) -> Option<SocketAddr> {
+    let Endpoint::Name { host, port } = endpoint else { return None };
+    let lookup = tokio::net::lookup_host((&**host, *port));
+    tokio::time::timeout(RESOLVE_DEADLINE, lookup).await.ok()?.ok()?.next()
+}

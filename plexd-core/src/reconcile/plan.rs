@@ -1,0 +1,230 @@
+//! The plan: what is wanted against what was observed gives the steps that make one the other, and nothing where they
+//! agree. Pure.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+
+use super::drift::{Correction, Kind};
+use super::wanted::{Wanted, WantedPeer};
+use crate::kernel::{ObservedDevice, ObservedLink, ObservedPeer, ObservedTable, PeerChange, PeerConfig};
+use crate::types::PublicKey;
+
+/// A handshake younger than this is fresh: the peer is up, and where it was heard counts more than where it should be
+/// (contract, section 3).
+pub(super) const FRESH: Duration = Duration::from_mins(3);
+
+/// What is there.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Observed {
+    /// The firewall; `None` while it could not be read.
+    pub table: Option<ObservedTable>,
+    /// The WireGuard device; `None` if there is none.
+    pub device: Option<ObservedDevice>,
+    /// The interface; `None` if there is none.
+    pub link: Option<ObservedLink>,
+}
+
+/// One thing to do. In the order of a plan, policy comes before anything that could carry a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Step {
+    /// Put the wanted table in place.
+    ReplacePolicy,
+    /// Take the table away.
+    RemovePolicy,
+    /// Make the interface.
+    CreateInterface,
+    /// Set key and port.
+    Configure,
+    /// Change peers.
+    Peers(Vec<PeerChange>),
+    /// Add an address.
+    AddAddress(IpNet),
+    /// Remove an address.
+    RemoveAddress(IpNet),
+    /// Set the MTU and bring the interface up.
+    BringUp,
+    /// Add routes.
+    AddRoutes(Vec<IpNet>),
+    /// Remove routes.
+    RemoveRoutes(Vec<IpNet>),
+}
+
+/// A step and what it corrects, in the words of the drift report.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planned {
+    /// The step.
+    pub step: Step,
+    /// What is put right once the step is taken.
+    pub corrections: Vec<Correction>,
+}
+
+/// The steps, in the order in which they are to be taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Empty when what is there is what is wanted.
+    pub steps: Vec<Planned>,
+}
+
+/// Endpoints as they were last wanted, by peer: tells a change of the control plane's mind from a peer that roamed.
+pub(super) type LastEndpoints = BTreeMap<PublicKey, SocketAddr>;
+
+/// Returns what to do.
+pub(super) fn plan(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) -> Plan {
+    let mut plan = Plan::default();
+    plan.policy(wanted, observed);
+    plan.device(wanted, observed);
+    plan.peers(wanted, observed, last, now);
+    plan.link(wanted, observed);
+    plan
+}
+
+impl Plan {
+    fn add(&mut self, step: Step, corrections: Vec<Correction>) {
+        self.steps.push(Planned { step, corrections });
+    }
+
+    fn add_one(&mut self, step: Step, kind: Kind, detail: impl Into<String>) {
+        self.add(step, vec![Correction::new(kind, detail)]);
+    }
+
+    fn policy(&mut self, wanted: &Wanted, observed: &Observed) {
+        match (&wanted.table, &observed.table) {
+            (None, None | Some(ObservedTable::Absent)) | (Some(_), Some(ObservedTable::Same { .. })) => {}
+            // It could not be read: put it in place all the same, and bring nothing up unless that works.
+            (Some(_), None) => self.add(Step::ReplacePolicy, Vec::new()),
+            (Some(_), Some(ObservedTable::Absent)) => {
+                self.add_one(Step::ReplacePolicy, Kind::PolicyRestored, "table inet plexd was missing");
+            }
+            (Some(_), Some(ObservedTable::Differs { what })) => {
+                let detail = format!("table inet plexd differed: {what}");
+                self.add_one(Step::ReplacePolicy, Kind::PolicyRestored, detail);
+            }
+            (None, Some(_)) => {
+                let detail = "table inet plexd was there with policy disabled";
+                self.add_one(Step::RemovePolicy, Kind::PolicyRuleRemoved, detail);
+            }
+        }
+    }
+
+    fn device(&mut self, wanted: &Wanted, observed: &Observed) {
+        let Some(device) = &observed.device else {
+            self.add_one(Step::CreateInterface, Kind::InterfaceRestored, "the interface was missing");
+            self.add(Step::Configure, Vec::new());
+            return;
+        };
+        let key_matches = device.public_key == Some(wanted.device.private_key.public());
+        if !key_matches || device.listen_port != wanted.device.listen_port {
+            let what = if key_matches { "listen port" } else { "private key" };
+            self.add_one(
+                Step::Configure,
+                Kind::InterfaceRestored,
+                format!("the interface had another {what}"),
+            );
+        }
+    }
+
+    fn peers(&mut self, wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) {
+        let none = BTreeMap::new();
+        let there = observed.device.as_ref().map_or(&none, |device| &device.peers);
+        let mut changes = Vec::new();
+        let mut corrections = Vec::new();
+        let mut change = |change, kind, detail: String| {
+            changes.push(change);
+            corrections.push(Correction::new(kind, detail));
+        };
+        for key in there.keys().filter(|key| !wanted.peers.contains_key(*key)) {
+            let detail = format!("{key} was in WireGuard and should not be");
+            change(PeerChange::Remove(*key), Kind::PeerRemoved, detail);
+        }
+        for (key, peer) in &wanted.peers {
+            let Some(actual) = there.get(key) else {
+                let detail = format!("{} was missing from WireGuard config", peer.id);
+                change(PeerChange::Set(peer.config.clone()), Kind::PeerAdded, detail);
+                continue;
+            };
+            let endpoint = endpoint_to_set(peer, actual, last, now);
+            if let Some(difference) = difference(peer, actual, endpoint) {
+                let config = PeerConfig { endpoint, ..peer.config.clone() };
+                let detail = format!("{} had another {difference}", peer.id);
+                change(PeerChange::Set(config), Kind::PeerUpdated, detail);
+            }
+        }
+        if !changes.is_empty() {
+            self.add(Step::Peers(changes), corrections);
+        }
+    }
+
+    fn link(&mut self, wanted: &Wanted, observed: &Observed) {
+        let none = ObservedLink::default();
+        let link = observed.link.as_ref().unwrap_or(&none);
+        for address in link.addresses.iter().filter(|address| **address != wanted.address) {
+            let detail = format!("address {address} was there and should not be");
+            self.add_one(Step::RemoveAddress(*address), Kind::AddressRestored, detail);
+        }
+        if !link.addresses.contains(&wanted.address) {
+            let detail = format!("address {} was missing", wanted.address);
+            self.add_one(Step::AddAddress(wanted.address), Kind::AddressRestored, detail);
+        }
+        if !link.up || link.mtu != wanted.mtu {
+            let what = if link.up { "had another MTU" } else { "was down" };
+            self.add_one(Step::BringUp, Kind::InterfaceRestored, format!("the interface {what}"));
+        }
+        let missing: Vec<IpNet> = wanted.routes.difference(&link.routes).copied().collect();
+        if !missing.is_empty() {
+            let detail = |route| Correction::new(Kind::RouteAdded, format!("route {route} was missing"));
+            let corrections = missing.iter().map(detail).collect();
+            self.add(Step::AddRoutes(missing), corrections);
+        }
+        let stale: Vec<IpNet> = link.routes.difference(&wanted.routes).copied().collect();
+        if !stale.is_empty() {
+            let detail = |route| {
+                Correction::new(Kind::RouteRemoved, format!("route {route} was there and should not be"))
+            };
+            let corrections = stale.iter().map(detail).collect();
+            self.add(Step::RemoveRoutes(stale), corrections);
+        }
+    }
+}
+
+/// Returns the endpoint to set, if one is to be set: the control plane changed it, or the peer cannot be heard and it is
+/// not where it should be.
+fn endpoint_to_set(
+    wanted: &WantedPeer,
+    actual: &ObservedPeer,
+    last: &LastEndpoints,
+    now: SystemTime,
+) -> Option<SocketAddr> {
+    let endpoint = wanted.config.endpoint?;
+    if actual.endpoint == Some(endpoint) {
+        return None;
+    }
+    let changed_its_mind = last.get(&wanted.config.public_key).is_some_and(|last| *last != endpoint);
+    (changed_its_mind || !is_fresh(actual, now)).then_some(endpoint)
+}
+
+/// Returns whether the peer's last handshake is fresh.
+pub(super) fn is_fresh(peer: &ObservedPeer, now: SystemTime) -> bool {
+    // A handshake in the future is one of a clock that was set back since: it happened, so it is fresh.
+    peer.last_handshake.is_some_and(|at| now.duration_since(at).map_or(true, |age| age < FRESH))
+}
+
+fn difference(
+    wanted: &WantedPeer,
+    actual: &ObservedPeer,
+    endpoint: Option<SocketAddr>,
+) -> Option<&'static str> {
+    let config = &wanted.config;
+    if config.preshared_key != actual.preshared_key {
+        return Some("preshared key");
+    }
+    if config.allowed_ips != actual.allowed_ips {
+        return Some("set of allowed IPs");
+    }
+    if config.persistent_keepalive != actual.persistent_keepalive {
+        return Some("keepalive");
+    }
+    endpoint.map(|_| "endpoint")
+}

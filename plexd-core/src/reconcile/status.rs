@@ -1,0 +1,91 @@
+//! How the mesh is, for the administrator and the heartbeat.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use tokio::time::Instant;
+
+use super::plan::FRESH;
+use super::wanted::Wanted;
+use crate::kernel::{Backend, Counters, ObservedDevice};
+use crate::policy::PolicySet;
+use crate::state::Desired;
+use crate::types::{NodeId, PublicKey};
+
+/// How the mesh is.
+#[derive(Debug, Clone)]
+pub struct MeshStatus {
+    /// Which WireGuard.
+    pub backend: Backend,
+    /// Why that one.
+    pub backend_reason: String,
+    /// Every peer the control plane wants, by id.
+    pub peers: Vec<PeerStatus>,
+    /// The policies in force.
+    pub policies: Arc<PolicySet>,
+    /// What the firewall counted; `None` without a table.
+    pub counters: Option<Counters>,
+    /// When a reconciliation last ended well.
+    pub last_success: Option<Instant>,
+}
+
+impl MeshStatus {
+    /// Returns the number of peers with a fresh handshake.
+    pub fn peers_up(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.handshake_age.is_some_and(|age| age < FRESH)).count()
+    }
+}
+
+/// How a peer is.
+#[derive(Debug, Clone)]
+pub struct PeerStatus {
+    /// Its id.
+    pub id: NodeId,
+    /// Its key.
+    pub public_key: PublicKey,
+    /// Its address in the mesh.
+    pub mesh_ip: IpAddr,
+    /// Where it is reached: as WireGuard has it, else as the control plane says.
+    pub endpoint: Option<String>,
+    /// Its allowed IPs.
+    pub allowed_ips: BTreeSet<IpNet>,
+    /// Whether it is in WireGuard.
+    pub configured: bool,
+    /// Why it is not, or what else is wrong with it.
+    pub problem: Option<String>,
+    /// How long ago its last handshake was.
+    pub handshake_age: Option<Duration>,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+}
+
+/// Returns how each peer is.
+pub(super) fn peers(desired: &Desired, wanted: Option<&Wanted>, device: &ObservedDevice) -> Vec<PeerStatus> {
+    let now = SystemTime::now();
+    let status = |peer: &Arc<crate::state::Peer>| {
+        let observed = device.peers.get(&peer.public_key);
+        let heard: Option<SocketAddr> = observed.and_then(|observed| observed.endpoint);
+        PeerStatus {
+            id: peer.id.clone(),
+            public_key: peer.public_key,
+            mesh_ip: peer.mesh_ip,
+            endpoint: heard
+                .map(|at| at.to_string())
+                .or_else(|| peer.endpoint.as_ref().map(ToString::to_string)),
+            allowed_ips: peer.allowed_ips.clone(),
+            configured: observed.is_some(),
+            problem: wanted.and_then(|wanted| wanted.problems.get(&peer.id).cloned()),
+            handshake_age: observed
+                .and_then(|observed| observed.last_handshake)
+                .map(|at| now.duration_since(at).unwrap_or_default()),
+            rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
+            tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
+        }
+    };
+    desired.peers.values().map(status).collect()
+}

@@ -1,0 +1,161 @@
+//! What the kernel should have: the desired state, cut down to what concerns this node, and free of contradictions. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use ipnet::IpNet;
+
+use crate::config::{Mesh, PolicySettings};
+use crate::identity::Identity;
+use crate::kernel::{DeviceConfig, PeerConfig};
+use crate::policy::{self, CompileError, Context, PolicySet, Table};
+use crate::state::Desired;
+use crate::types::{Endpoint, NodeId, PublicKey};
+
+/// What the kernel should have.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Key and port of the device.
+    pub device: DeviceConfig,
+    /// MTU of the interface, in bytes.
+    pub mtu: u32,
+    /// The node's address.
+    pub address: IpNet,
+    /// Peers by key, those that policy lets this node talk to.
+    pub peers: BTreeMap<PublicKey, WantedPeer>,
+    /// Destinations that are routed through the interface.
+    pub routes: BTreeSet<IpNet>,
+    /// The firewall; `None` when policy is disabled.
+    pub table: Option<Table>,
+    /// Peers that are wanted and not configured, or not as wanted, and why.
+    pub problems: BTreeMap<NodeId, String>,
+}
+
+/// A peer and how it is to be configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WantedPeer {
+    /// Its id.
+    pub id: NodeId,
+    /// Its configuration; the endpoint is the control plane's, as far as it is known as an address.
+    pub config: PeerConfig,
+}
+
+/// Why a peer is left out that nothing is wrong with.
+pub(super) const HIDDEN: &str = "no policy lets this node and the peer talk";
+
+/// Addresses of endpoints that are names.
+pub(super) type Resolved = BTreeMap<Endpoint, SocketAddr>;
+
+/// What the kernel should have follows from these.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Input<'a> {
+    /// What the control plane wants.
+    pub desired: &'a Desired,
+    /// The policies to enforce; [`Desired::policies`], unless those cannot be compiled.
+    pub policies: &'a PolicySet,
+    /// Who this node is.
+    pub identity: &'a Identity,
+    /// The mesh interface.
+    pub mesh: &'a Mesh,
+    /// The firewall.
+    pub settings: PolicySettings,
+    /// Addresses of endpoints that are names.
+    pub resolved: &'a Resolved,
+}
+
+impl Input<'_> {
+    /// Returns what the kernel should have.
+    ///
+    /// # Errors
+    /// If the policies cannot be compiled.
+    pub(super) fn wanted(&self) -> Result<Wanted, CompileError> {
+        let context = self.context();
+        let table = policy::compile(self.policies, &context)?;
+        let mut wanted = Wanted {
+            device: DeviceConfig {
+                private_key: self.identity.private_key.clone(),
+                listen_port: self.mesh.listen_port,
+            },
+            mtu: self.mesh.mtu,
+            address: IpNet::from(self.identity.mesh_ip),
+            peers: BTreeMap::new(),
+            routes: BTreeSet::new(),
+            table,
+            problems: BTreeMap::new(),
+        };
+        self.add_peers(&mut wanted, &policy::visible(self.policies, &context));
+        Ok(wanted)
+    }
+
+    fn context(&self) -> Context {
+        let peers = self.desired.peers.values().map(|peer| {
+            let mut networks = peer.allowed_ips.clone();
+            networks.insert(IpNet::from(peer.mesh_ip));
+            (peer.id.clone(), networks)
+        });
+        let own = (self.identity.node_id.clone(), BTreeSet::from([IpNet::from(self.identity.mesh_ip)]));
+        Context {
+            node: self.identity.node_id.clone(),
+            mesh_ip: self.identity.mesh_ip,
+            members: peers.chain([own]).collect(),
+            interface: self.mesh.interface.clone(),
+            default: self.settings.default,
+            enabled: self.settings.enabled,
+            log_denied: self.settings.log_denied,
+        }
+    }
+
+    fn add_peers(&self, wanted: &mut Wanted, visible: &BTreeSet<NodeId>) {
+        let own_key = self.identity.private_key.public();
+        let mut owners: BTreeMap<IpNet, &NodeId> = BTreeMap::from([(wanted.address, &self.identity.node_id)]);
+        for peer in self.desired.peers.values() {
+            if peer.id == self.identity.node_id || peer.public_key == own_key {
+                wanted.problems.insert(peer.id.clone(), "has this node's own id or key".to_owned());
+                continue;
+            }
+            if !visible.contains(&peer.id) {
+                wanted.problems.insert(peer.id.clone(), HIDDEN.to_owned());
+                continue;
+            }
+            let mut allowed_ips = BTreeSet::new();
+            for net in &peer.allowed_ips {
+                match owners.get(net) {
+                    Some(owner) => {
+                        let problem =
+                            format!("allowed IP {net} already belongs to {owner}; it is left there");
+                        wanted.problems.insert(peer.id.clone(), problem);
+                    }
+                    None => {
+                        owners.insert(*net, &peer.id);
+                        allowed_ips.insert(*net);
+                    }
+                }
+            }
+            for net in &allowed_ips {
+                if net.prefix_len() == 0 {
+                    let problem =
+                        format!("allowed IP {net} covers everything and is not routed in this version");
+                    wanted.problems.insert(peer.id.clone(), problem);
+                } else {
+                    wanted.routes.insert(*net);
+                }
+            }
+            let endpoint = match &peer.endpoint {
+                Some(Endpoint::Address(address)) => Some(*address),
+                Some(name) => self.resolved.get(name).copied(),
+                None => None,
+            };
+            if let (Some(name), None) = (&peer.endpoint, endpoint) {
+                wanted.problems.insert(peer.id.clone(), format!("endpoint {name} cannot be resolved"));
+            }
+            let config = PeerConfig {
+                public_key: peer.public_key,
+                preshared_key: peer.psk.clone(),
+                endpoint,
+                allowed_ips,
+                persistent_keepalive: self.mesh.persistent_keepalive,
+            };
+            wanted.peers.insert(peer.public_key, WantedPeer { id: peer.id.clone(), config });
+        }
+    }
+}

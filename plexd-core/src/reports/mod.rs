@@ -1,0 +1,110 @@
+//! Reports of local applications: durable before they are acknowledged ([`store`]), written by one thread that gathers
+//! concurrent writers into one commit ([`writer`]), and carried to the control plane from an outbox ([`sync`]).
+
+mod store;
+mod sync;
+mod writer;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use store::{Batch, OpenError};
+pub use sync::ReportSync;
+pub use writer::{ReportWriter, Reports};
+
+/// Most entries the node holds (contract, section 6).
+pub const MAX_ENTRIES: u64 = 10_000;
+
+/// Longest key, in bytes.
+const MAX_KEY: usize = 256;
+
+/// A report entry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// 1 to 256 bytes, no control characters.
+    pub key: String,
+    /// MIME type as the writer gave it, not empty.
+    pub content_type: String,
+    /// One JSON value, byte for byte as the writer sent it.
+    pub payload: Bytes,
+    /// From 1; never goes back, not even over a deletion.
+    pub version: i64,
+    /// RFC 3339, UTC.
+    pub updated_at: String,
+    /// Place among all writes of the node.
+    pub revision: u64,
+}
+
+/// A deletion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deleted {
+    /// The key that is gone.
+    pub key: String,
+    /// Place among all writes of the node.
+    pub revision: u64,
+}
+
+/// A durable change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Created or replaced.
+    Put(Arc<Entry>),
+    /// Deleted.
+    Deleted(Deleted),
+}
+
+/// A write that is asked for.
+#[derive(Debug, Clone)]
+pub struct Put {
+    /// See [`Entry::key`].
+    pub key: String,
+    /// See [`Entry::content_type`].
+    pub content_type: String,
+    /// See [`Entry::payload`].
+    pub payload: Bytes,
+    /// The version the writer believes current; 0: only if absent.
+    pub if_match: Option<i64>,
+}
+
+/// Why a write was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// No such entry.
+    #[error("not found")]
+    NotFound,
+    /// `if_match` is not the current version.
+    #[error("version conflict")]
+    VersionConflict,
+    /// There are [`MAX_ENTRIES`] already.
+    #[error("too many report entries")]
+    TooManyEntries,
+    /// The disk is full or refuses writes.
+    #[error("insufficient storage")]
+    InsufficientStorage,
+    /// Key, content type or payload is not what it must be.
+    #[error("invalid report")]
+    Invalid,
+    /// The writer is stopping.
+    #[error("stopping")]
+    Stopping,
+}
+
+/// How many entries there are, and how they stand with the control plane.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Entries held.
+    pub entries: u64,
+    /// Changes the control plane has not confirmed.
+    pub pending: u64,
+    /// Entries the control plane refused for their version.
+    pub conflicted: u64,
+}
+
+fn is_valid(put: &Put) -> bool {
+    let key = &put.key;
+    (1..=MAX_KEY).contains(&key.len())
+        && !key.chars().any(char::is_control)
+        && !put.content_type.is_empty()
+        && serde_json::from_slice::<&serde_json::value::RawValue>(&put.payload).is_ok()
+}

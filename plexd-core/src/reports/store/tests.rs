@@ -1,0 +1,147 @@
+//! The rules of versions, tombstones and the outbox.
+
+use super::*;
+
+fn store() -> (tempfile::TempDir, Store) {
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::open(&folder.path().join("reports.redb")).unwrap();
+    (folder, store)
+}
+
+fn put(key: &str, payload: &'static str, if_match: Option<i64>) -> Write {
+    Write::Put(Put {
+        key: key.into(),
+        content_type: "application/json".into(),
+        payload: Bytes::from_static(payload.as_bytes()),
+        if_match,
+    })
+}
+
+fn delete(key: &str, if_match: Option<i64>) -> Write {
+    Write::Delete { key: key.into(), if_match }
+}
+
+/// Commits one write and returns the version it led to; 0 for a deletion.
+fn one(store: &mut Store, write: Write) -> Result<i64, Refusal> {
+    let mut outcomes = store.commit(vec![write], "2026-01-15T10:30:00Z").unwrap();
+    outcomes.remove(0).map(|written| match written {
+        Written::Put(entry) => entry.version,
+        Written::Deleted(_) => 0,
+    })
+}
+
+#[test]
+fn versions_rise_by_one_and_survive_deletion() {
+    let (_folder, mut store) = store();
+    assert_eq!(one(&mut store, put("a", "1", None)), Ok(1));
+    assert_eq!(one(&mut store, put("a", "2", None)), Ok(2));
+    assert_eq!(one(&mut store, delete("a", None)), Ok(0));
+    assert_eq!(one(&mut store, put("a", "3", None)), Ok(3));
+    assert_eq!(one(&mut store, put("b", "1", None)), Ok(1));
+}
+
+#[test]
+fn if_match_decides() {
+    let (_folder, mut store) = store();
+    assert_eq!(one(&mut store, put("a", "1", Some(1))), Err(Refusal::VersionConflict));
+    assert_eq!(one(&mut store, put("a", "1", Some(0))), Ok(1));
+    assert_eq!(one(&mut store, put("a", "1", Some(0))), Err(Refusal::VersionConflict));
+    assert_eq!(one(&mut store, put("a", "2", Some(1))), Ok(2));
+    assert_eq!(one(&mut store, delete("a", Some(1))), Err(Refusal::VersionConflict));
+    assert_eq!(one(&mut store, delete("a", Some(2))), Ok(0));
+    assert_eq!(one(&mut store, delete("a", None)), Err(Refusal::NotFound));
+}
+
+#[test]
+fn of_writers_with_the_same_version_in_one_commit_exactly_one_wins() {
+    let (_folder, mut store) = store();
+    let writes = (0..5).map(|_| put("a", "1", Some(0))).collect();
+    let outcomes = store.commit(writes, "2026-01-15T10:30:00Z").unwrap();
+    assert_eq!(outcomes.iter().filter(|outcome| outcome.is_ok()).count(), 1);
+}
+
+#[test]
+fn folded_tombstones_leave_a_floor_below_no_deleted_version() {
+    let (_folder, mut store) = store();
+    for version in 1..=3 {
+        assert_eq!(one(&mut store, put("deep", "1", None)), Ok(version));
+    }
+    one(&mut store, delete("deep", None)).unwrap();
+    for chunk in 0..4 {
+        let keys = || (0..2_500).map(move |n| format!("k{chunk}-{n}"));
+        store.commit(keys().map(|key| put(&key, "1", None)).collect(), "t").unwrap();
+        store.commit(keys().map(|key| delete(&key, None)).collect(), "t").unwrap();
+    }
+    assert_eq!(one(&mut store, put("deep", "1", None)), Ok(4));
+    assert_eq!(one(&mut store, put("new", "1", None)), Ok(4), "unknown keys start above the floor");
+}
+
+#[test]
+fn more_entries_than_allowed_are_refused_but_updates_go_on() {
+    let (_folder, mut store) = store();
+    let writes = (0..MAX_ENTRIES).map(|n| put(&format!("k{n}"), "1", None)).collect();
+    assert!(store.commit(writes, "t").unwrap().iter().all(Result::is_ok));
+    assert_eq!(one(&mut store, put("one-more", "1", None)), Err(Refusal::TooManyEntries));
+    assert_eq!(one(&mut store, put("k0", "2", None)), Ok(2));
+}
+
+#[test]
+fn the_outbox_holds_the_newest_change_per_key_until_that_one_is_confirmed() {
+    let (_folder, mut store) = store();
+    one(&mut store, put("a", "1", None)).unwrap();
+    one(&mut store, put("b", "1", None)).unwrap();
+    one(&mut store, delete("b", None)).unwrap();
+    let batch = store.outbox(10, 1024).unwrap();
+    assert_eq!((batch.entries.len(), batch.deleted.len()), (1, 1));
+    one(&mut store, put("a", "2", None)).unwrap();
+    store.confirm(&batch).unwrap();
+    let rest = store.outbox(10, 1024).unwrap();
+    assert_eq!(rest.entries.iter().map(|entry| entry.version).collect::<Vec<_>>(), [2]);
+    assert!(rest.deleted.is_empty());
+}
+
+#[test]
+fn batches_are_bounded_in_number_and_bytes() {
+    let (_folder, mut store) = store();
+    for n in 0..5 {
+        one(&mut store, put(&format!("k{n}"), r#""0123456789""#, None)).unwrap();
+    }
+    assert_eq!(store.outbox(3, 1024).unwrap().len(), 3);
+    assert_eq!(store.outbox(10, 70).unwrap().len(), 2);
+    assert_eq!(store.outbox(10, 1).unwrap().len(), 1, "one goes even when it is larger than the bound");
+}
+
+#[test]
+fn a_conflicted_entry_stays_and_is_sent_again_only_after_a_new_write() {
+    let (_folder, mut store) = store();
+    one(&mut store, put("a", "1", None)).unwrap();
+    let batch = store.outbox(10, 1024).unwrap();
+    store.mark_conflicted(&batch).unwrap();
+    assert_eq!(store.counts().unwrap(), Counts { entries: 1, pending: 0, conflicted: 1 });
+    one(&mut store, put("a", "2", None)).unwrap();
+    assert_eq!(store.counts().unwrap(), Counts { entries: 1, pending: 1, conflicted: 0 });
+}
+
+#[test]
+fn everything_is_there_after_reopening_and_payloads_are_kept_byte_for_byte() {
+    let (folder, mut store) = store();
+    let payload = r#"{ "b":1.0,  "a":9007199254740993 }"#;
+    one(&mut store, put("a/b", payload, None)).unwrap();
+    drop(store);
+    let mut store = Store::open(&folder.path().join("reports.redb")).unwrap();
+    let entries = store.entries().unwrap();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].payload, payload);
+    assert_eq!((entries[0].version, entries[0].revision), (1, 1));
+    assert_eq!(store.counts().unwrap().pending, 1);
+}
+
+#[test]
+fn what_is_not_a_report_is_refused() {
+    let (_folder, mut store) = store();
+    let long = "k".repeat(257);
+    for (key, payload) in [("", "1"), ("a\n", "1"), (long.as_str(), "1"), ("a", ""), ("a", "1 2"), ("a", "{")]
+    {
+        assert_eq!(one(&mut store, put(key, payload, None)), Err(Refusal::Invalid), "{key:?} {payload:?}");
+    }
+}

@@ -1,0 +1,149 @@
+//! Carries reports to the control plane: gathered for a moment, sent in bounded batches, at start too; conflicts are told
+//! apart entry by entry (contract, section 6).
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::{Batch, Counts, Entry, Reports};
+use crate::control::backoff::Backoff;
+use crate::control::client::ClientError;
+use crate::control::session::{Session, pause};
+use crate::control::wire::{ReportEntry, ReportSyncRequest};
+use crate::status::Subsystem;
+use crate::supervisor::Shutdown;
+
+/// Most changes in one request.
+const MAX_CHANGES: usize = 1_000;
+
+/// Most payload in one request, in bytes.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// The task.
+#[derive(Debug)]
+pub struct ReportSync {
+    session: Session,
+    reports: Reports,
+    counts: watch::Receiver<Counts>,
+    debounce: Duration,
+}
+
+impl ReportSync {
+    /// Creates the task; changes are gathered for `debounce` after the first.
+    pub fn new(session: Session, reports: Reports, debounce: Duration) -> Self {
+        let counts = reports.counts();
+        Self { session, reports, counts, debounce }
+    }
+
+    /// Sends until asked to stop.
+    pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
+        // What an earlier process acknowledged goes at once.
+        let mut debounce = Duration::ZERO;
+        loop {
+            // Cancel safe: waiting for a value takes nothing.
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                changed = self.counts.wait_for(|counts| counts.pending > 0) => { changed?; }
+            }
+            if !pause(std::mem::replace(&mut debounce, self.debounce), &shutdown).await {
+                return Ok(());
+            }
+            // Cancel safe: what was not confirmed is sent again by the next process.
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = self.drain(&shutdown) => {}
+            }
+        }
+    }
+
+    /// Sends what there is, as long as it works.
+    async fn drain(&mut self, shutdown: &Shutdown) {
+        let mut backoff = Backoff::new();
+        let mut most = MAX_CHANGES;
+        loop {
+            let batch = match self.reports.outbox(most, MAX_BYTES).await {
+                Ok(batch) if batch.is_empty() => return,
+                Ok(batch) => batch,
+                Err(error) => {
+                    tracing::warn!(%error, "unsent reports cannot be read");
+                    return;
+                }
+            };
+            match self.send(&batch, shutdown).await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.confirm(batch).await;
+                }
+                Err(ClientError::Conflict { .. }) => self.send_one_by_one(batch, shutdown).await,
+                // Too much at once: less, down to a single change.
+                Err(ClientError::TooLarge { .. }) if batch.len() > 1 => most = (batch.len() / 2).max(1),
+                Err(error) if error.is_final() => self.send_one_by_one(batch, shutdown).await,
+                Err(error) => {
+                    let delay = self.session.failed(&error, &mut backoff);
+                    if !pause(delay, shutdown).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Finds out which changes of a refused batch are refused by themselves. Those stay here, marked.
+    async fn send_one_by_one(&mut self, batch: Batch, shutdown: &Shutdown) {
+        for single in batch.split() {
+            match self.send(&single, shutdown).await {
+                Ok(()) => self.confirm(single).await,
+                Err(error) if error.is_final() || matches!(error, ClientError::Conflict { .. }) => {
+                    tracing::warn!(%error, "the control plane refuses a report; it stays on this node");
+                    if let Err(error) = self.reports.mark_conflicted(single).await {
+                        tracing::warn!(%error, "a refused report cannot be marked");
+                        return;
+                    }
+                }
+                // Whatever this is, the loop above waits and tries again.
+                Err(_) => return,
+            }
+        }
+        self.tell_conflicts();
+    }
+
+    async fn send(&mut self, batch: &Batch, shutdown: &Shutdown) -> Result<(), ClientError> {
+        let Some(identity) = self.session.identity(shutdown).await else {
+            return std::future::pending().await;
+        };
+        let request = ReportSyncRequest {
+            entries: batch.entries.iter().filter_map(wire).collect(),
+            deleted: batch.deleted.iter().map(|deleted| deleted.key.clone()).collect(),
+        };
+        self.session.client.report(&identity.credentials(), &request).await?;
+        self.session.answered();
+        Ok(())
+    }
+
+    async fn confirm(&self, batch: Batch) {
+        if let Err(error) = self.reports.confirm(batch).await {
+            tracing::warn!(%error, "sent reports cannot be noted as sent; they are sent again");
+        }
+        self.tell_conflicts();
+    }
+
+    fn tell_conflicts(&self) {
+        let conflicted = self.counts.borrow().conflicted;
+        let problem = (conflicted > 0).then(|| {
+            format!("the control plane refused {conflicted} report entries for their version; write them again or delete them")
+        });
+        self.session.board.set(Subsystem::Reports, "conflicted", problem);
+    }
+}
+
+/// Renders an entry; `None` for one whose payload or time is not what the store lets in.
+fn wire(entry: &Entry) -> Option<ReportEntry> {
+    Some(ReportEntry {
+        key: entry.key.clone(),
+        content_type: entry.content_type.clone(),
+        payload: serde_json::from_slice(&entry.payload).ok()?,
+        version: entry.version,
+        updated_at: entry.updated_at.parse::<Timestamp>().ok()?,
+    })
+}

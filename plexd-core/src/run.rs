@@ -1,0 +1,321 @@
+//! From the configuration to running subsystems: acquire as root what needs root, become user plexd-core, bring the
+//! kernel to the last known state, serve until asked to stop.
+
+use std::io;
+use std::os::unix::net::UnixListener as StdListener;
+use std::sync::Arc;
+
+use anyhow::Context;
+use caps::Capability;
+use plexd_proto::access::Gate;
+use plexd_proto::admin::v1::admin_server::AdminServer;
+use plexd_proto::node::v1::node_state_server::NodeStateServer;
+use plexd_proto::privilege::{self, ServiceUser, Start};
+use plexd_proto::transport::{Incoming, SocketOwner, acquire};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tonic::transport::Server;
+
+use crate::admin::{self, AdminService, Administrators};
+use crate::config::{Config, LogLevel};
+use crate::control::client::{Client, ClientConfig};
+use crate::control::session::Session;
+use crate::control::session::drift::DriftReporter;
+use crate::control::session::heartbeat::Heart;
+use crate::control::session::pull::Puller;
+use crate::control::session::stream::StreamReader;
+use crate::identity::{self, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup};
+use crate::kernel::changes::{LinkChanges, Watched};
+use crate::kernel::network::RtNetlink;
+use crate::kernel::nft::NfTables;
+use crate::kernel::wireguard::{self, Prepared};
+use crate::node_state::{self, ApiToken, NodeStateService, SecretReader, SecretRules, Sidecar};
+use crate::reconcile::{Kernel, Reconciler, Wiring};
+use crate::reports::{ReportSync, Reports};
+use crate::state::State;
+use crate::status::Board;
+use crate::storage::DataDir;
+use crate::supervisor::{Shutdown, Supervisor};
+use crate::types::{Clock, SystemClock};
+
+/// Users and groups, as packaging/sysusers.d makes them.
+const CORE_USER: &str = "plexd-core";
+const API_USER: &str = "plexd-api";
+const ADMIN_GROUP: &str = "plexd-admin";
+
+/// Mode of core's sockets.
+const SOCKET_MODE: u32 = 0o660;
+
+/// Drift reports that may wait.
+const DRIFT_QUEUE: usize = 64;
+
+/// Threads that run tasks; WireGuard in user space encrypts on them.
+const WORKERS: usize = 2;
+
+/// Which capability which feature needs; nothing else is kept (contract, section 1).
+const CAPABILITIES: &[(&str, Capability)] = &[("mesh and policy", Capability::CAP_NET_ADMIN)];
+
+/// What was acquired before privileges were dropped.
+struct Acquired {
+    core_socket: StdListener,
+    admin_socket: StdListener,
+    sidecar: Sidecar,
+    administrators: Administrators,
+    secrets: SecretRules,
+    token: TokenLookup,
+    client: Client,
+    machine: Machine,
+    wireguard: Prepared,
+}
+
+/// Runs plexd-core until it is asked to stop.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    start_log(config.log_level);
+    let acquired = acquire_all(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(Arc::new(config), acquired))
+}
+
+fn start_log(level: LogLevel) {
+    let level = level.as_str();
+    // gotatun tells an error per packet for a peer without an endpoint, which any local user can bring about.
+    let filter = format!("warn,gotatun=off,plexd_core={level},plexd_proto={level}");
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::new(filter))
+        .with_writer(io::stderr)
+        .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
+        .init();
+}
+
+/// Acquires what needs root, then gives root up for good.
+fn acquire_all(config: &Config) -> anyhow::Result<Acquired> {
+    let user = ServiceUser::lookup(CORE_USER)?;
+    let api = ServiceUser::lookup(API_USER)?;
+    let admin_group = privilege::group(ADMIN_GROUP)?;
+    let secrets_group = privilege::group(&config.node_api.secrets_group).context("node_api.secrets_group")?;
+    if privilege::started_as(&user)? == Start::Root {
+        DataDir::prepare(&config.data_dir, &user)?;
+    }
+    let token_file = config.node_api.http_token_file.as_deref().filter(|_| config.node_api.http_enabled);
+    let acquired = Acquired {
+        client: Client::new(ClientConfig {
+            base: config.api.clone(),
+            ca_file: config.api_ca_file.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+        })?,
+        machine: Machine::new(config.hostname.as_deref()).context("cannot read the host name")?,
+        secrets: SecretRules {
+            group: secrets_group.as_raw(),
+            token: token_file.map(ApiToken::load).transpose()?,
+            over_tcp: config.node_api.http_secrets,
+        },
+        token: identity::find_token(&config.token, |name| std::env::var(name).ok()),
+        wireguard: wireguard::prepare(config.mesh.backend, &config.mesh.interface, config.mesh.mtu)?,
+        core_socket: acquire(
+            "core",
+            &config.sockets.socket,
+            SocketOwner { uid: user.uid, gid: api.gid, mode: SOCKET_MODE },
+        )?,
+        admin_socket: acquire(
+            "admin",
+            &config.sockets.admin_socket,
+            SocketOwner { uid: user.uid, gid: admin_group, mode: SOCKET_MODE },
+        )?,
+        sidecar: Sidecar { uid: api.uid.as_raw() },
+        administrators: Administrators { gid: admin_group.as_raw() },
+    };
+    let keep: Vec<Capability> = CAPABILITIES.iter().map(|(_, capability)| *capability).collect();
+    privilege::drop_to(&user, &keep)?;
+    Ok(acquired)
+}
+
+/// What is on disk, opened.
+struct Opened {
+    state: State,
+    reports: Reports,
+    identity: CurrentIdentity,
+    join: identity::JoinRequests,
+}
+
+async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let board = Board::default();
+    let mut supervisor = Supervisor::default();
+    let shutdown = supervisor.shutdown();
+    let Acquired { client, machine, token, wireguard, secrets, .. } = acquired;
+    let opened = open(&config, &mut supervisor, (&client, &machine), token, &board, &clock)?;
+
+    let (drift, corrections) = mpsc::channel(DRIFT_QUEUE);
+    let session = Session {
+        client: client.clone(),
+        identity: opened.identity.clone(),
+        board: board.clone(),
+        pulls: Arc::default(),
+    };
+    let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
+    let wiring = Wiring {
+        desired: opened.state.desired(),
+        identity: opened.identity.clone(),
+        kernel_changes,
+        drift: drift.clone(),
+        board: board.clone(),
+    };
+    let (mesh, mut reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
+    reconciler.start().await;
+
+    let admin = AdminService::new(admin::Sources {
+        config: Arc::clone(&config),
+        hostname: machine.hostname().to_owned(),
+        capabilities: privilege::effective_capabilities()?.iter().map(ToString::to_string).collect(),
+        board,
+        identity: opened.identity.clone(),
+        desired: opened.state.desired(),
+        reports: opened.reports.counts(),
+        mesh: mesh.clone(),
+        join: opened.join,
+    });
+    let admin = Server::builder()
+        .layer(Gate::new(admin::RULES, acquired.administrators))
+        .add_service(AdminServer::new(admin))
+        .serve_with_incoming_shutdown(Incoming::new(acquired.admin_socket)?, stopped(&shutdown));
+    let node_state = NodeStateService::new(
+        opened.state.desired(),
+        opened.identity,
+        opened.reports.clone(),
+        SecretReader::new(client.clone(), session.identity.clone(), secrets),
+    );
+    let node_state = NodeStateServer::new(node_state)
+        .max_decoding_message_size(node_state::MAX_MESSAGE)
+        .max_encoding_message_size(node_state::MAX_MESSAGE);
+    let node_state = Server::builder()
+        .layer(Gate::new(node_state::RULES, acquired.sidecar))
+        .add_service(node_state)
+        .serve_with_incoming_shutdown(Incoming::new(acquired.core_socket)?, stopped(&shutdown));
+
+    supervisor.spawn("reconciler", reconciler.run(shutdown.clone()));
+    supervisor.spawn("admin", async move { Ok(admin.await?) });
+    supervisor.spawn("node_state", async move { Ok(node_state.await?) });
+    let puller = Puller {
+        session: session.clone(),
+        state: opened.state.clone(),
+        drift,
+        interval: config.reconcile_interval,
+    };
+    supervisor.spawn("pull", puller.run(shutdown.clone()));
+    let stream = StreamReader { session: session.clone(), state: opened.state };
+    supervisor.spawn("stream", stream.run(shutdown.clone()));
+    let heart = Heart {
+        session: session.clone(),
+        mesh,
+        machine,
+        clock: Arc::clone(&clock),
+        interface: (config.mesh.interface.clone(), config.mesh.listen_port),
+        interval: config.heartbeat_interval,
+    };
+    supervisor.spawn("heartbeat", heart.run(shutdown.clone()));
+    let reporter = DriftReporter { session: session.clone(), corrections, clock };
+    supervisor.spawn("drift", reporter.run(shutdown.clone()));
+    let sync = ReportSync::new(session, opened.reports, config.node_api.report_debounce);
+    supervisor.spawn("report_sync", sync.run(shutdown));
+
+    notify(&[sd_notify::NotifyState::Ready]);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
+    supervisor.run(asked_to_stop()?).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Opens what is on disk and starts the tasks that own it.
+fn open(
+    config: &Config,
+    supervisor: &mut Supervisor,
+    (client, machine): (&Client, &Machine),
+    token: TokenLookup,
+    board: &Board,
+    clock: &Arc<dyn Clock>,
+) -> anyhow::Result<Opened> {
+    let shutdown = supervisor.shutdown();
+    let directory = DataDir::open(&config.data_dir)?;
+    let (state, keeper) = State::open(&directory.file("state.redb"), Arc::clone(clock), board.clone())?;
+    let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
+    let store = IdentityStore::new(directory);
+    let loaded = store.load(clock.as_ref())?;
+    let (enroller, identity, join) =
+        Enroller::new(store, loaded, token, client.clone(), machine.clone(), state.clone(), board.clone());
+    supervisor.spawn("state", keeper.run(shutdown.clone()));
+    supervisor.spawn("reports", writer.run(shutdown.clone()));
+    supervisor.spawn("enrolment", enroller.run(shutdown));
+    Ok(Opened { state, reports, identity, join })
+}
+
+/// Opens the kernel's interfaces and starts the tasks that listen to it.
+fn open_kernel(
+    config: &Config,
+    supervisor: &mut Supervisor,
+    prepared: Prepared,
+) -> anyhow::Result<(Kernel, String, mpsc::Receiver<()>)> {
+    let shutdown = supervisor.shutdown();
+    let chosen = prepared.start()?;
+    tracing::info!(backend = %chosen.backend, reason = chosen.reason, "WireGuard chosen");
+    if let Some(service) = chosen.service {
+        let stop = shutdown.clone();
+        supervisor.spawn("wireguard", async move {
+            service.run(stop).await;
+            Ok(())
+        });
+    }
+    let firewall = NfTables::new()?;
+    // One notification that waits is enough: whoever takes it looks at everything.
+    let (tell, changes) = mpsc::channel(1);
+    let mut monitor = firewall.monitor()?;
+    let mut links = LinkChanges::new(&config.mesh.interface, Watched::Everything)
+        .context("cannot listen to the kernel's links")?;
+    supervisor.spawn("kernel_changes", async move {
+        loop {
+            // Cancel safe: both say so of themselves.
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                changed = monitor.changed() => changed.context("cannot listen to nftables")?,
+                changed = links.changed() => changed.context("cannot listen to the kernel's links")?,
+            }
+            // Full: a notification waits already. Closed: the process is stopping.
+            let _ = tell.try_send(());
+        }
+    });
+    let network = RtNetlink::new()?;
+    let kernel =
+        Kernel { wireguard: chosen.wireguard, network: Arc::new(network), firewall: Arc::new(firewall) };
+    Ok((kernel, chosen.reason, changes))
+}
+
+fn stopped(shutdown: &Shutdown) -> impl Future<Output = ()> + use<> {
+    shutdown.clone().cancelled_owned()
+}
+
+/// Resolves when the process is asked to stop.
+fn asked_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    Ok(async move {
+        loop {
+            // Cancel safe: a signal is not lost with the wait for it.
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                _ = hangup.recv() => tracing::warn!("the configuration is read at start only; restart plexd-core"),
+            }
+        }
+        notify(&[sd_notify::NotifyState::Stopping]);
+    })
+}
+
+fn notify(state: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "systemd not notified");
+    }
+}

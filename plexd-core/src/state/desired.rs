@@ -1,0 +1,358 @@
+//! What the control plane wants, as one immutable snapshot, and how pulls and events become the next one. Pure; nothing
+//! else changes it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use imbl::OrdMap;
+use jiff::Timestamp;
+use serde_json::value::RawValue;
+
+use super::model::{DataEntry, FullState, Peer, Rejected, SecretRef, SigningKeys};
+use crate::control::events::{Event, PeerKeyRotation, StateDelta};
+use crate::policy::PolicySet;
+use crate::reconcile::drift::{Correction, Kind};
+use crate::types::NodeId;
+
+/// What the control plane wants. Cheap to clone; entries that did not change are shared with the snapshot before.
+#[derive(Debug, Clone, Default)]
+pub struct Desired {
+    /// Peers by id.
+    pub peers: OrdMap<NodeId, Arc<Peer>>,
+    /// Peers that could not be taken over, and why.
+    pub rejected_peers: Arc<[Rejected]>,
+    /// The policies in force: the newest valid set.
+    pub policies: Arc<PolicySet>,
+    /// Why the newest set was refused, if it was.
+    pub policies_rejected: Option<Arc<str>>,
+    /// Keys that events may be signed with; `None` until the first state.
+    pub signing_keys: Option<SigningKeys>,
+    /// Metadata by key.
+    pub metadata: Arc<BTreeMap<String, String>>,
+    /// Data entries in the control plane's order.
+    pub data: Ordered<DataEntry>,
+    /// Secret names in the control plane's order.
+    pub secret_refs: Ordered<SecretRef>,
+    /// Sections of features to come, as received.
+    pub sections: Arc<BTreeMap<&'static str, Box<RawValue>>>,
+}
+
+/// Entries by key that also remember the control plane's order.
+#[derive(Debug)]
+pub struct Ordered<T> {
+    entries: OrdMap<String, Placed<T>>,
+}
+
+/// An entry and its place in the control plane's order.
+#[derive(Debug)]
+pub struct Placed<T> {
+    /// Entries are listed by rising position.
+    pub position: u64,
+    /// The entry.
+    pub entry: Arc<T>,
+}
+
+impl<T> Clone for Placed<T> {
+    fn clone(&self) -> Self {
+        Self { position: self.position, entry: Arc::clone(&self.entry) }
+    }
+}
+
+impl<T: PartialEq> PartialEq for Placed<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.position == other.position
+            && (Arc::ptr_eq(&self.entry, &other.entry) || self.entry == other.entry)
+    }
+}
+
+impl<T> Clone for Ordered<T> {
+    fn clone(&self) -> Self {
+        Self { entries: self.entries.clone() }
+    }
+}
+
+impl<T> Default for Ordered<T> {
+    fn default() -> Self {
+        Self { entries: OrdMap::new() }
+    }
+}
+
+/// A change of one entry between two snapshots.
+#[derive(Debug)]
+pub enum EntryChange<'a, T> {
+    /// New, changed or moved.
+    Set(&'a str, &'a Placed<T>),
+    /// Gone.
+    Removed(&'a str),
+}
+
+impl<T: PartialEq> Ordered<T> {
+    /// Creates the collection from placed entries.
+    pub fn from_placed(entries: impl IntoIterator<Item = (String, Placed<T>)>) -> Self {
+        Self { entries: entries.into_iter().collect() }
+    }
+
+    /// Returns the number of entries.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Returns whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Returns the entry of `key`.
+    pub fn get(&self, key: &str) -> Option<&Arc<T>> {
+        self.entries.get(key).map(|placed| &placed.entry)
+    }
+
+    /// Returns what differs from `old`; costs by the number of differences.
+    pub fn changes_since<'a>(&'a self, old: &'a Self) -> impl Iterator<Item = EntryChange<'a, T>> {
+        old.entries.diff(&self.entries).map(|item| match item {
+            imbl::ordmap::DiffItem::Add(key, placed)
+            | imbl::ordmap::DiffItem::Update { new: (key, placed), .. } => {
+                EntryChange::Set(key.as_str(), placed)
+            }
+            imbl::ordmap::DiffItem::Remove(key, _) => EntryChange::Removed(key.as_str()),
+        })
+    }
+
+    /// Replaces everything by `list`, in its order; entries that are equal stay shared.
+    fn replaced(&self, list: Vec<T>, key: impl Fn(&T) -> &str) -> Self {
+        let mut next = self.clone();
+        let mut seen = std::collections::BTreeSet::new();
+        for (position, entry) in (0..).zip(list) {
+            let name = key(&entry).to_owned();
+            next.place(name.clone(), entry, Some(position));
+            seen.insert(name);
+        }
+        for gone in self.entries.keys().filter(|key| !seen.contains(*key)) {
+            next.entries.remove(gone);
+        }
+        next
+    }
+
+    /// Sets one entry, behind the others if it is new.
+    fn upsert(&mut self, key: String, entry: T) {
+        self.place(key, entry, None);
+    }
+
+    fn place(&mut self, key: String, entry: T, position: Option<u64>) {
+        let known = self.entries.get(&key);
+        let position = position.or(known.map(|placed| placed.position)).unwrap_or_else(|| self.end());
+        let entry = match known {
+            Some(placed) if *placed.entry == entry => Arc::clone(&placed.entry),
+            _ => Arc::new(entry),
+        };
+        let placed = Placed { position, entry };
+        if known != Some(&placed) {
+            self.entries.insert(key, placed);
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.entries.values().map(|placed| placed.position + 1).max().unwrap_or(0)
+    }
+}
+
+impl<T> Ordered<T> {
+    /// Returns the entries by key, with their places.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Placed<T>)> {
+        self.entries.iter().map(|(key, placed)| (key.as_str(), placed))
+    }
+}
+
+impl<T> PartialEq for Ordered<T>
+where
+    T: PartialEq,
+{
+    fn eq(&self, other: &Self) -> bool {
+        self.entries.ptr_eq(&other.entries) || self.entries == other.entries
+    }
+}
+
+/// What an event led to.
+#[derive(Debug)]
+pub struct Applied {
+    /// The next snapshot.
+    pub desired: Desired,
+    /// Whether the state is to be pulled.
+    pub pull: bool,
+    /// Name of the event, if this version has no feature for it.
+    pub unsupported: Option<String>,
+}
+
+impl Desired {
+    /// Returns the snapshot that follows a verified event.
+    pub fn apply(&self, event: Event, now: Timestamp) -> Applied {
+        let mut desired = self.clone();
+        let mut pull = false;
+        let mut unsupported = None;
+        match event {
+            Event::PeerAdded(peer) => desired.set_peer(peer),
+            Event::PeerRemoved(id) => {
+                desired.peers.remove(&id);
+            }
+            Event::PeerKeyRotated(rotation) => pull = !desired.rotate_peer_key(rotation),
+            Event::PeerEndpointChanged(moved) => match desired.peers.get(&moved.id) {
+                Some(known) => {
+                    let peer = Peer { endpoint: moved.endpoint, ..Peer::clone(known) };
+                    desired.set_peer(peer);
+                }
+                None => pull = true,
+            },
+            Event::PolicyUpdated(policies) => desired.set_policies(policies),
+            Event::Reconcile => pull = true,
+            Event::SigningKeyRotated(rotation) => {
+                desired.signing_keys = self.signing_keys.as_ref().map(|keys| rotation.apply(keys, now));
+            }
+            Event::NodeStateUpdated(StateDelta { metadata, data, .. }) => {
+                if !metadata.is_empty() {
+                    Arc::make_mut(&mut desired.metadata).extend(metadata);
+                }
+                for entry in data {
+                    desired.data.upsert(entry.key.clone(), entry);
+                }
+                pull = true;
+            }
+            Event::NodeSecretsUpdated(references) => {
+                for reference in references {
+                    desired.secret_refs.upsert(reference.key.clone(), reference);
+                }
+                pull = true;
+            }
+            Event::RotateKeys => unsupported = Some("rotate_keys".to_owned()),
+            Event::Unsupported(kind) => unsupported = Some(kind.to_string()),
+            Event::Unknown(name) => unsupported = Some(name),
+        }
+        Applied { desired, pull, unsupported }
+    }
+
+    /// Returns the snapshot that follows a pull of the whole state, and what of the local copy that corrected. Peers
+    /// are left out of the corrections: the reconciler reports them as it applies them.
+    pub fn replaced_by(&self, full: FullState) -> (Self, Vec<Correction>) {
+        let mut next = self.clone();
+        let mut corrections = Vec::new();
+        let FullState {
+            peers,
+            rejected_peers,
+            policies,
+            signing_keys,
+            metadata,
+            data,
+            secret_refs,
+            sections,
+            ..
+        } = full;
+
+        for rejected in &rejected_peers {
+            if !self.rejected_peers.contains(rejected) {
+                corrections.push(Correction::new(
+                    Kind::PeerRejected,
+                    format!("{}: {}", rejected.name, rejected.reason),
+                ));
+            }
+        }
+        next.rejected_peers = rejected_peers.into();
+        next.replace_peers(peers);
+        let policies_rejected = policies.as_ref().err().cloned();
+        next.set_policies(policies);
+        if let Some(reason) = policies_rejected.filter(|_| next.policies_rejected != self.policies_rejected) {
+            corrections.push(Correction::new(Kind::PolicyRejected, reason));
+        }
+        if let Some(keys) = signing_keys.filter(|keys| self.signing_keys.as_ref() != Some(keys)) {
+            corrections
+                .push(Correction::new(Kind::SigningKeysUpdated, format!("current key is {}", keys.current)));
+            next.signing_keys = Some(keys);
+        }
+        if *self.metadata != metadata {
+            corrections.push(Correction::new(Kind::MetadataUpdated, format!("{} keys", metadata.len())));
+            next.metadata = Arc::new(metadata);
+        }
+        next.data = self.data.replaced(data, |entry| &entry.key);
+        if next.data != self.data {
+            corrections.push(Correction::new(Kind::DataUpdated, changed_keys(&next.data, &self.data)));
+        }
+        next.secret_refs = self.secret_refs.replaced(secret_refs, |reference| &reference.key);
+        if next.secret_refs != self.secret_refs {
+            corrections.push(Correction::new(
+                Kind::SecretRefsUpdated,
+                changed_keys(&next.secret_refs, &self.secret_refs),
+            ));
+        }
+        next.sections = Arc::new(sections);
+        (next, corrections)
+    }
+
+    /// Sets a peer. A key belongs to one peer: whoever had it under another id has lost it.
+    fn set_peer(&mut self, peer: Peer) {
+        let stale: Vec<NodeId> = self
+            .peers
+            .values()
+            .filter(|other| other.public_key == peer.public_key && other.id != peer.id)
+            .map(|other| other.id.clone())
+            .collect();
+        for id in stale {
+            self.peers.remove(&id);
+        }
+        self.insert_peer(peer);
+    }
+
+    /// Gives a peer its new keys; returns whether it is known.
+    fn rotate_peer_key(&mut self, rotation: PeerKeyRotation) -> bool {
+        let PeerKeyRotation { id, public_key, psk, peer } = rotation;
+        let whole = match (peer, self.peers.get(&id)) {
+            (Some(whole), _) => whole,
+            (None, Some(known)) => Peer { public_key, psk, ..Peer::clone(known) },
+            (None, None) => return false,
+        };
+        self.set_peer(whole);
+        true
+    }
+
+    fn replace_peers(&mut self, peers: Vec<Peer>) {
+        let wanted: std::collections::BTreeSet<NodeId> = peers.iter().map(|peer| peer.id.clone()).collect();
+        let gone: Vec<NodeId> = self.peers.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
+        for id in gone {
+            self.peers.remove(&id);
+        }
+        for peer in peers {
+            self.insert_peer(peer);
+        }
+    }
+
+    fn insert_peer(&mut self, peer: Peer) {
+        if self.peers.get(&peer.id).is_none_or(|known| **known != peer) {
+            self.peers.insert(peer.id.clone(), Arc::new(peer));
+        }
+    }
+
+    /// Takes a valid set over; an invalid one leaves the old set in force.
+    fn set_policies(&mut self, policies: Result<PolicySet, String>) {
+        match policies {
+            Ok(policies) => {
+                self.policies_rejected = None;
+                if *self.policies != policies {
+                    self.policies = Arc::new(policies);
+                }
+            }
+            Err(reason) => self.policies_rejected = Some(reason.into()),
+        }
+    }
+}
+
+/// Names at most three changed keys.
+fn changed_keys<T: PartialEq>(new: &Ordered<T>, old: &Ordered<T>) -> String {
+    let keys: Vec<&str> = new
+        .changes_since(old)
+        .map(|change| match change {
+            EntryChange::Set(key, _) | EntryChange::Removed(key) => key,
+        })
+        .collect();
+    let shown = keys.iter().take(3).copied().collect::<Vec<_>>().join(", ");
+    match keys.len() {
+        0..=3 => shown,
+        more => format!("{shown} and {} more", more - 3),
+    }
+}

@@ -1,0 +1,355 @@
+//! The one owner of the desired state: verifies events, takes pulls over, makes each change durable and publishes it.
+//! Talks to nobody; the loops in [`crate::control`] bring it what they received.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::desired::Desired;
+use super::model::{FullState, Peer, Rejected, SigningKeys};
+use super::nonces::Nonces;
+use super::store::{EventMark, StateStore, Stored};
+use crate::control::envelope::{self, Verified};
+use crate::control::events;
+use crate::reconcile::drift::Correction;
+use crate::status::{Board, Subsystem};
+use crate::supervisor::Shutdown;
+use crate::types::{Clock, SigningPublicKey};
+
+/// Requests that may wait.
+const QUEUE: usize = 64;
+
+/// Asks the keeper. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct State {
+    requests: mpsc::Sender<Request>,
+    desired: watch::Receiver<Arc<Desired>>,
+    last_event_id: watch::Receiver<Option<Arc<str>>>,
+}
+
+/// The task that owns the state.
+#[derive(Debug)]
+pub struct StateKeeper {
+    store: StateStore,
+    clock: Arc<dyn Clock>,
+    board: Board,
+    nonces: Nonces,
+    /// The newest state, published.
+    desired: Arc<Desired>,
+    /// The newest state on disk.
+    stored: Arc<Desired>,
+    /// Verified events handled since start; tells a pull that something happened meanwhile.
+    events: u64,
+    requests: mpsc::Receiver<Request>,
+    stop: mpsc::Sender<Request>,
+    publish: watch::Sender<Arc<Desired>>,
+    last_event_id: watch::Sender<Option<Arc<str>>>,
+}
+
+#[derive(Debug)]
+enum Request {
+    Event {
+        id: Option<String>,
+        data: Bytes,
+        reply: oneshot::Sender<EventOutcome>,
+    },
+    SkipEvent {
+        id: Option<String>,
+        reply: oneshot::Sender<()>,
+    },
+    BeginPull(oneshot::Sender<PullTicket>),
+    Pulled {
+        ticket: PullTicket,
+        state: Box<FullState>,
+        reply: oneshot::Sender<PullOutcome>,
+    },
+    Enrolled {
+        signing_key: SigningPublicKey,
+        peers: Vec<Peer>,
+        rejected: Vec<Rejected>,
+        reply: oneshot::Sender<()>,
+    },
+    Stop,
+}
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EventOutcome {
+    /// Why it was rejected, if it was.
+    pub rejected: Option<&'static str>,
+    /// Whether the state is to be pulled.
+    pub pull: bool,
+}
+
+/// Drawn before a pull is sent, so that events that arrive meanwhile are not undone by an older answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PullTicket(u64);
+
+/// What became of a pull.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PullOutcome {
+    /// It is the state now; these parts of the local copy were wrong.
+    Applied(Vec<Correction>),
+    /// Events came meanwhile, so the answer may be older than what is known: pull again.
+    Overtaken,
+}
+
+impl State {
+    /// Opens the database at `path` and returns the handle and the task to be run.
+    pub fn open(
+        path: &std::path::Path,
+        clock: Arc<dyn Clock>,
+        board: Board,
+    ) -> Result<(Self, StateKeeper), crate::storage::StorageError> {
+        let (store, stored) = StateStore::open(path, clock.now())?;
+        let Stored { desired, last_event_id, nonces, problem } = stored;
+        board.set(Subsystem::Storage, "state", problem);
+        let desired = Arc::new(desired);
+        let (stop, requests) = mpsc::channel(QUEUE);
+        let (publish, desired_seen) = watch::channel(Arc::clone(&desired));
+        let (last_event_id, last_event_seen) = watch::channel(last_event_id.map(Into::into));
+        let handle = Self { requests: stop.clone(), desired: desired_seen, last_event_id: last_event_seen };
+        let keeper = StateKeeper {
+            store,
+            clock,
+            board,
+            nonces,
+            stored: Arc::clone(&desired),
+            desired,
+            events: 0,
+            requests,
+            stop,
+            publish,
+            last_event_id,
+        };
+        Ok((handle, keeper))
+    }
+
+    /// Returns the state to be watched.
+    pub fn desired(&self) -> watch::Receiver<Arc<Desired>> {
+        self.desired.clone()
+    }
+
+    /// Returns the id of the last event handled.
+    pub fn last_event_id(&self) -> Option<Arc<str>> {
+        self.last_event_id.borrow().clone()
+    }
+
+    /// Verifies and applies an event; `id` is the stream's, `data` the envelope.
+    pub async fn event(&self, id: Option<String>, data: Bytes) -> io::Result<EventOutcome> {
+        self.ask(|reply| Request::Event { id, data, reply }).await
+    }
+
+    /// Notes that an event that could not be read is done with.
+    pub async fn skip_event(&self, id: Option<String>) -> io::Result<()> {
+        self.ask(|reply| Request::SkipEvent { id, reply }).await
+    }
+
+    /// Draws a ticket, before a pull is sent.
+    pub async fn begin_pull(&self) -> io::Result<PullTicket> {
+        self.ask(Request::BeginPull).await
+    }
+
+    /// Takes the answer of a pull over.
+    pub async fn pulled(&self, ticket: PullTicket, state: FullState) -> io::Result<PullOutcome> {
+        self.ask(|reply| Request::Pulled { ticket, state: Box::new(state), reply }).await
+    }
+
+    /// Takes over what registration told: the signing key and the first peers.
+    pub async fn enrolled(
+        &self,
+        signing_key: SigningPublicKey,
+        peers: Vec<Peer>,
+        rejected: Vec<Rejected>,
+    ) -> io::Result<()> {
+        self.ask(|reply| Request::Enrolled { signing_key, peers, rejected, reply }).await
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> io::Result<T> {
+        let stopped = || io::Error::other("the state keeper has stopped");
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| stopped())?;
+        answer.await.map_err(|_| stopped())
+    }
+}
+
+impl StateKeeper {
+    /// Serves requests until asked to stop.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let stop = self.stop.clone();
+        let keeper = tokio::task::spawn_blocking(move || self.serve());
+        shutdown.cancelled().await;
+        // The only failure is that the keeper has ended already.
+        let _ = stop.send(Request::Stop).await;
+        Ok(keeper.await?)
+    }
+
+    fn serve(mut self) {
+        while let Some(request) = self.requests.blocking_recv() {
+            // A caller that no longer waits for its answer is no error.
+            match request {
+                Request::Event { id, data, reply } => {
+                    let _ = reply.send(self.on_event(id, &data));
+                }
+                Request::SkipEvent { id, reply } => {
+                    self.advance(Arc::clone(&self.desired), EventMark { event_id: id, nonce: None });
+                    let _ = reply.send(());
+                }
+                Request::BeginPull(reply) => {
+                    let _ = reply.send(PullTicket(self.events));
+                }
+                Request::Pulled { ticket, state, reply } => {
+                    let _ = reply.send(self.on_pull(ticket, *state));
+                }
+                Request::Enrolled { signing_key, peers, rejected, reply } => {
+                    self.on_enrolled(signing_key, peers, rejected);
+                    let _ = reply.send(());
+                }
+                Request::Stop => return,
+            }
+        }
+    }
+
+    fn on_event(&mut self, id: Option<String>, data: &[u8]) -> EventOutcome {
+        let now = self.clock.now();
+        if self.nonces.forget_expired(now)
+            && let Err(error) = self.store.forget_nonces(now)
+        {
+            tracing::warn!(%error, "old nonces could not be removed");
+        }
+        let Some(keys) = self.desired.signing_keys.clone() else {
+            return self.reject(id, None, "signature", Pull::Yes);
+        };
+        let verified = match envelope::verify(data, &keys, now, &self.nonces) {
+            Ok(verified) => verified,
+            Err(rejection) => return self.reject(id, None, rejection.as_str(), Pull::No),
+        };
+        let nonce = (verified.nonce.clone(), nonce_expiry(&verified));
+        let event = match events::decode(&verified.event_type, &verified.payload) {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::warn!(event = verified.event_id, kind = verified.event_type, %error, "event has a bad payload");
+                return self.reject(id, Some(nonce), "payload", Pull::Yes);
+            }
+        };
+        let applied = self.desired.apply(event, now);
+        self.events += 1;
+        tracing::debug!(event = verified.event_id, kind = verified.event_type, "event accepted");
+        self.advance(Arc::new(applied.desired), EventMark { event_id: id, nonce: Some(nonce) });
+        self.board.control(|control| {
+            control.accepted += 1;
+            if let Some(kind) = applied.unsupported {
+                *control.unsupported.entry(kind).or_default() += 1;
+            }
+        });
+        EventOutcome { rejected: None, pull: applied.pull }
+    }
+
+    fn reject(
+        &mut self,
+        id: Option<String>,
+        nonce: Option<(String, Timestamp)>,
+        reason: &'static str,
+        pull: Pull,
+    ) -> EventOutcome {
+        let first = self.board.control_status().rejected.get(reason).is_none();
+        self.board.control(|control| *control.rejected.entry(reason).or_default() += 1);
+        if first {
+            tracing::warn!(
+                reason,
+                event = id.as_deref().unwrap_or(""),
+                "event rejected; further ones are only counted"
+            );
+        }
+        self.advance(Arc::clone(&self.desired), EventMark { event_id: id, nonce });
+        EventOutcome { rejected: Some(reason), pull: pull == Pull::Yes }
+    }
+
+    fn on_pull(&mut self, ticket: PullTicket, state: FullState) -> PullOutcome {
+        if ticket.0 != self.events {
+            return PullOutcome::Overtaken;
+        }
+        let rejected_data = describe(&state.rejected_data);
+        self.board.set(Subsystem::ControlPlane, "rejected_entries", rejected_data);
+        let rejected_keys = state.rejected_signing_keys.clone();
+        self.board.set(
+            Subsystem::ControlPlane,
+            "signing_keys",
+            rejected_keys.map(|reason| format!("the control plane sent unusable signing keys: {reason}")),
+        );
+        let (next, corrections) = self.desired.replaced_by(state);
+        self.publish(Arc::new(next), None);
+        PullOutcome::Applied(corrections)
+    }
+
+    fn on_enrolled(&mut self, signing_key: SigningPublicKey, peers: Vec<Peer>, rejected: Vec<Rejected>) {
+        let mut next = Desired::clone(&self.desired);
+        next.signing_keys =
+            Some(SigningKeys { current: signing_key, previous: None, transition_expires: None });
+        next.peers = peers.into_iter().map(|peer| (peer.id.clone(), Arc::new(peer))).collect();
+        next.rejected_peers = rejected.into();
+        // Ids of another identity's stream mean nothing to the new one's.
+        self.publish(Arc::new(next), Some(EventMark { event_id: Some(String::new()), nonce: None }));
+    }
+
+    fn advance(&mut self, next: Arc<Desired>, mark: EventMark) {
+        if let Some((nonce, expires)) = &mark.nonce {
+            self.nonces.insert(nonce, *expires);
+        }
+        self.publish(next, Some(mark));
+    }
+
+    /// Makes the state durable, then visible. If it cannot be stored it is enforced all the same: what the node must do
+    /// now matters more than what it will remember.
+    fn publish(&mut self, next: Arc<Desired>, mark: Option<EventMark>) {
+        match self.store.commit(&self.stored, &next, mark.as_ref()) {
+            Ok(()) => {
+                self.stored = Arc::clone(&next);
+                self.board.clear(Subsystem::Storage, "state_write");
+            }
+            Err(error) => self.board.raise(
+                Subsystem::Storage,
+                "state_write",
+                format!("the state cannot be stored: {error}; free space in the data directory"),
+            ),
+        }
+        if let Some(id) = mark.and_then(|mark| mark.event_id) {
+            self.board.control(|control| control.last_event_id = Some(id.clone()));
+            self.last_event_id.send_replace((!id.is_empty()).then(|| id.into()));
+        }
+        let rejected = next.policies_rejected.as_deref();
+        self.board.set(
+            Subsystem::Policy,
+            "rejected",
+            rejected.map(|reason| {
+                format!("the newest policy set is invalid, the one before stays in force: {reason}")
+            }),
+        );
+        self.board.set(Subsystem::Mesh, "rejected_peers", describe(&next.rejected_peers));
+        self.desired = Arc::clone(&next);
+        self.publish.send_replace(next);
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pull {
+    Yes,
+    No,
+}
+
+fn nonce_expiry(verified: &Verified) -> Timestamp {
+    verified.issued_at.checked_add(envelope::WINDOW).unwrap_or(Timestamp::MAX)
+}
+
+/// Names at most three of what was left out.
+fn describe(rejected: &[Rejected]) -> Option<String> {
+    let shown = rejected.iter().take(3).map(ToString::to_string).collect::<Vec<_>>().join("; ");
+    match rejected.len() {
+        0 => None,
+        1..=3 => Some(format!("left out: {shown}")),
+        more => Some(format!("left out: {shown}; and {} more", more - 3)),
+    }
+}

@@ -1,0 +1,288 @@
+//! The state on disk: one embedded database, stored entry by entry. A change, the nonce of the event that made it and
+//! its id become durable in one transaction, so that a crash neither loses an event nor refuses its redelivery.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use serde_json::value::RawValue;
+
+use super::desired::{Desired, EntryChange, Ordered, Placed};
+use super::disk::OnDisk;
+use super::nonces::Nonces;
+use crate::storage::{self, StorageError};
+
+const PEERS: TableDefinition<&str, &[u8]> = TableDefinition::new("peers");
+const METADATA: TableDefinition<&str, &str> = TableDefinition::new("metadata");
+/// Key to (position, entry).
+const DATA: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("data");
+const SECRET_REFS: TableDefinition<&str, (u64, &[u8])> = TableDefinition::new("secret_refs");
+/// Section name to its JSON.
+const SECTIONS: TableDefinition<&str, &str> = TableDefinition::new("sections");
+/// Nonce to the time in milliseconds until which it is kept.
+const NONCES: TableDefinition<&str, i64> = TableDefinition::new("nonces");
+/// Single values.
+const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
+
+const POLICIES: &str = "policies";
+const POLICIES_REJECTED: &str = "policies_rejected";
+const SIGNING_KEYS: &str = "signing_keys";
+const LAST_EVENT: &str = "last_event_id";
+
+/// The state on disk.
+#[derive(Debug)]
+pub struct StateStore {
+    path: PathBuf,
+    /// `None` after a failed write: redb refuses everything after its first I/O error until reopened.
+    database: Option<Database>,
+}
+
+/// What was on disk.
+#[derive(Debug, Default)]
+pub struct Stored {
+    /// The last state.
+    pub desired: Desired,
+    /// Id of the last event handled.
+    pub last_event_id: Option<String>,
+    /// Nonces that may not come again.
+    pub nonces: Nonces,
+    /// What was wrong with the file, and what became of it.
+    pub problem: Option<String>,
+}
+
+/// The marks an event leaves, whether it was accepted or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventMark {
+    /// Its id, unless it has none.
+    pub event_id: Option<String>,
+    /// Its nonce and when that may be forgotten, if its signature held.
+    pub nonce: Option<(String, Timestamp)>,
+}
+
+impl StateStore {
+    /// Opens the database at `path` and reads it. One that is damaged is set aside, and the state starts empty: the next
+    /// pull fills it.
+    pub fn open(path: &Path, now: Timestamp) -> Result<(Self, Stored), StorageError> {
+        let (database, aside) = storage::open_or_set_aside(path, now)?;
+        let failed = |source| StorageError::new("read", path, source);
+        create_tables(&database).map_err(failed)?;
+        let mut stored = load(&database).map_err(failed)?;
+        if let Some(aside) = aside {
+            let aside = aside.display();
+            stored.problem = Some(format!(
+                "the stored state was damaged and is now {aside}; it is pulled anew from the control plane"
+            ));
+        }
+        Ok((Self { path: path.into(), database: Some(database) }, stored))
+    }
+
+    /// Makes `new` and the marks durable; writes only what differs from `old`.
+    pub fn commit(&mut self, old: &Desired, new: &Desired, mark: Option<&EventMark>) -> io::Result<()> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => storage::open_database(&self.path).map_err(io::Error::other)?,
+        };
+        let transaction = database.begin_write().map_err(io::Error::other)?;
+        write_changes(&transaction, old, new)?;
+        if let Some(mark) = mark {
+            write_mark(&transaction, mark)?;
+        }
+        transaction.commit().map_err(io::Error::other)?;
+        self.database = Some(database);
+        Ok(())
+    }
+
+    /// Forgets nonces that could not be accepted any more.
+    pub fn forget_nonces(&mut self, until: Timestamp) -> io::Result<()> {
+        let Some(database) = &self.database else { return Ok(()) };
+        let transaction = database.begin_write().map_err(io::Error::other)?;
+        let mut nonces = transaction.open_table(NONCES).map_err(io::Error::other)?;
+        nonces.retain(|_, expires| expires > until.as_millisecond()).map_err(io::Error::other)?;
+        drop(nonces);
+        transaction.commit().map_err(io::Error::other)
+    }
+}
+
+fn create_tables(database: &Database) -> io::Result<()> {
+    let transaction = database.begin_write().map_err(io::Error::other)?;
+    transaction.open_table(PEERS).map_err(io::Error::other)?;
+    transaction.open_table(METADATA).map_err(io::Error::other)?;
+    transaction.open_table(DATA).map_err(io::Error::other)?;
+    transaction.open_table(SECRET_REFS).map_err(io::Error::other)?;
+    transaction.open_table(SECTIONS).map_err(io::Error::other)?;
+    transaction.open_table(NONCES).map_err(io::Error::other)?;
+    transaction.open_table(VALUES).map_err(io::Error::other)?;
+    transaction.commit().map_err(io::Error::other)
+}
+
+fn load(database: &Database) -> io::Result<Stored> {
+    let read = database.begin_read().map_err(io::Error::other)?;
+    let mut desired = Desired::default();
+    let mut damaged = Vec::new();
+
+    let peers = read.open_table(PEERS).map_err(io::Error::other)?;
+    for row in peers.iter().map_err(io::Error::other)? {
+        let (key, text) = row.map_err(io::Error::other)?;
+        match super::model::Peer::from_disk(text.value()) {
+            Some(peer) => {
+                desired.peers.insert(peer.id.clone(), peer.into());
+            }
+            None => damaged.push(format!("peer {}", key.value())),
+        }
+    }
+    let metadata = read.open_table(METADATA).map_err(io::Error::other)?;
+    let mut values = BTreeMap::new();
+    for row in metadata.iter().map_err(io::Error::other)? {
+        let (key, value) = row.map_err(io::Error::other)?;
+        values.insert(key.value().to_owned(), value.value().to_owned());
+    }
+    desired.metadata = values.into();
+    desired.data = load_ordered(&read.open_table(DATA).map_err(io::Error::other)?, &mut damaged)?;
+    desired.secret_refs =
+        load_ordered(&read.open_table(SECRET_REFS).map_err(io::Error::other)?, &mut damaged)?;
+    desired.sections = load_sections(&read.open_table(SECTIONS).map_err(io::Error::other)?)?.into();
+
+    let single = read.open_table(VALUES).map_err(io::Error::other)?;
+    let value = |name| single.get(name).map_err(io::Error::other);
+    if let Some(text) = value(POLICIES)? {
+        match crate::policy::PolicySet::from_disk(text.value()) {
+            Some(policies) => desired.policies = policies.into(),
+            None => damaged.push("policies".to_owned()),
+        }
+    }
+    desired.policies_rejected =
+        value(POLICIES_REJECTED)?.map(|text| String::from_utf8_lossy(text.value()).into());
+    desired.signing_keys =
+        value(SIGNING_KEYS)?.and_then(|text| super::model::SigningKeys::from_disk(text.value()));
+    let last_event_id = value(LAST_EVENT)?.map(|text| String::from_utf8_lossy(text.value()).into_owned());
+
+    let mut nonces = Nonces::default();
+    for row in read.open_table(NONCES).map_err(io::Error::other)?.iter().map_err(io::Error::other)? {
+        let (nonce, expires) = row.map_err(io::Error::other)?;
+        nonces.insert(nonce.value(), Timestamp::from_millisecond(expires.value()).unwrap_or(Timestamp::MAX));
+    }
+    let problem = (!damaged.is_empty())
+        .then(|| format!("stored entries could not be read and are pulled anew: {}", damaged.join(", ")));
+    Ok(Stored { desired, last_event_id, nonces, problem })
+}
+
+fn load_ordered<T: OnDisk + PartialEq>(
+    table: &impl ReadableTable<&'static str, (u64, &'static [u8])>,
+    damaged: &mut Vec<String>,
+) -> io::Result<Ordered<T>> {
+    let mut entries = Vec::new();
+    for row in table.iter().map_err(io::Error::other)? {
+        let (key, value) = row.map_err(io::Error::other)?;
+        let (position, text) = value.value();
+        match T::from_disk(text) {
+            Some(entry) => entries.push((key.value().to_owned(), Placed { position, entry: entry.into() })),
+            None => damaged.push(key.value().to_owned()),
+        }
+    }
+    Ok(Ordered::from_placed(entries))
+}
+
+fn load_sections(
+    table: &impl ReadableTable<&'static str, &'static str>,
+) -> io::Result<BTreeMap<&'static str, Box<RawValue>>> {
+    let mut sections = BTreeMap::new();
+    for name in super::SECTION_NAMES {
+        if let Some(text) = table.get(name).map_err(io::Error::other)?
+            && let Ok(section) = RawValue::from_string(text.value().to_owned())
+        {
+            sections.insert(name, section);
+        }
+    }
+    Ok(sections)
+}
+
+fn write_changes(transaction: &WriteTransaction, old: &Desired, new: &Desired) -> io::Result<()> {
+    write_peers(transaction, old, new)?;
+    if old.metadata != new.metadata {
+        let mut table = transaction.open_table(METADATA).map_err(io::Error::other)?;
+        table.retain(|key, _| new.metadata.contains_key(key)).map_err(io::Error::other)?;
+        for (key, value) in new.metadata.iter().filter(|(key, value)| old.metadata.get(*key) != Some(*value))
+        {
+            table.insert(key.as_str(), value.as_str()).map_err(io::Error::other)?;
+        }
+    }
+    write_ordered(transaction, DATA, &old.data, &new.data)?;
+    write_ordered(transaction, SECRET_REFS, &old.secret_refs, &new.secret_refs)?;
+    if !std::sync::Arc::ptr_eq(&old.sections, &new.sections) {
+        let mut table = transaction.open_table(SECTIONS).map_err(io::Error::other)?;
+        table.retain(|name, _| new.sections.contains_key(name)).map_err(io::Error::other)?;
+        for (name, section) in new.sections.iter() {
+            table.insert(*name, section.get()).map_err(io::Error::other)?;
+        }
+    }
+    let mut values = transaction.open_table(VALUES).map_err(io::Error::other)?;
+    if old.policies != new.policies {
+        let text = new.policies.to_disk().map_err(io::Error::other)?;
+        values.insert(POLICIES, text.as_slice()).map_err(io::Error::other)?;
+    }
+    if old.policies_rejected != new.policies_rejected {
+        match &new.policies_rejected {
+            Some(reason) => values.insert(POLICIES_REJECTED, reason.as_bytes()).map_err(io::Error::other)?,
+            None => values.remove(POLICIES_REJECTED).map_err(io::Error::other)?,
+        };
+    }
+    if old.signing_keys != new.signing_keys
+        && let Some(keys) = &new.signing_keys
+    {
+        let text = keys.to_disk().map_err(io::Error::other)?;
+        values.insert(SIGNING_KEYS, text.as_slice()).map_err(io::Error::other)?;
+    }
+    Ok(())
+}
+
+fn write_peers(transaction: &WriteTransaction, old: &Desired, new: &Desired) -> io::Result<()> {
+    let mut table = transaction.open_table(PEERS).map_err(io::Error::other)?;
+    for change in old.peers.diff(&new.peers) {
+        match change {
+            imbl::ordmap::DiffItem::Add(id, peer)
+            | imbl::ordmap::DiffItem::Update { new: (id, peer), .. } => {
+                let text = peer.to_disk().map_err(io::Error::other)?;
+                table.insert(id.as_str(), text.as_slice()).map_err(io::Error::other)?;
+            }
+            imbl::ordmap::DiffItem::Remove(id, _) => {
+                table.remove(id.as_str()).map_err(io::Error::other)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_ordered<T: OnDisk + PartialEq>(
+    transaction: &WriteTransaction,
+    definition: TableDefinition<'static, &'static str, (u64, &'static [u8])>,
+    old: &Ordered<T>,
+    new: &Ordered<T>,
+) -> io::Result<()> {
+    let mut table = transaction.open_table(definition).map_err(io::Error::other)?;
+    for change in new.changes_since(old) {
+        match change {
+            EntryChange::Set(key, placed) => {
+                let text = placed.entry.to_disk().map_err(io::Error::other)?;
+                table.insert(key, (placed.position, text.as_slice())).map_err(io::Error::other)?;
+            }
+            EntryChange::Removed(key) => {
+                table.remove(key).map_err(io::Error::other)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn write_mark(transaction: &WriteTransaction, mark: &EventMark) -> io::Result<()> {
+    if let Some(event_id) = &mark.event_id {
+        let mut values = transaction.open_table(VALUES).map_err(io::Error::other)?;
+        values.insert(LAST_EVENT, event_id.as_bytes()).map_err(io::Error::other)?;
+    }
+    if let Some((nonce, expires)) = &mark.nonce {
+        let mut nonces = transaction.open_table(NONCES).map_err(io::Error::other)?;
+        nonces.insert(nonce.as_str(), expires.as_millisecond()).map_err(io::Error::other)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! How plexd keeps files: the data directory, whole files replaced atomically, embedded databases with a bounded
+//! cache, and damaged files set aside instead of overwritten. Knows nothing of what is in them.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt as _, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use atomic_write_file::AtomicWriteFile;
+use atomic_write_file::unix::OpenOptionsExt as _;
+use plexd_proto::privilege::ServiceUser;
+use redb::Database;
+use zeroize::Zeroizing;
+
+/// Format of the data directory that this version writes and reads.
+const FORMAT: u32 = 1;
+
+/// Cache of each database, in bytes; redb's own default is 1 GiB.
+const DATABASE_CACHE: usize = 4 * 1024 * 1024;
+
+/// Largest whole file that is read, in bytes.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// A file of the data directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {operation} {path}: {source}", path = path.display())]
+pub struct StorageError {
+    /// What was tried.
+    pub operation: &'static str,
+    /// On which file.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl StorageError {
+    /// Creates the error of `operation` on `path`.
+    pub fn new(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { operation, path: path.into(), source }
+    }
+}
+
+/// The data directory: 0700, owned by the service user, of a format this version knows.
+#[derive(Debug, Clone)]
+pub struct DataDir {
+    path: PathBuf,
+}
+
+impl DataDir {
+    /// Makes the directory if it is missing and hands it to `owner`. To be called as root, or as `owner`.
+    pub fn prepare(path: &Path, owner: &ServiceUser) -> Result<(), StorageError> {
+        match fs::DirBuilder::new().mode(0o700).create(path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(StorageError::new("create the data directory", path, error)),
+        }
+        let metadata = fs::symlink_metadata(path).map_err(|e| StorageError::new("examine", path, e))?;
+        if !metadata.is_dir() {
+            let error = io::Error::new(io::ErrorKind::NotADirectory, "it is not a directory");
+            return Err(StorageError::new("use the data directory", path, error));
+        }
+        if metadata.uid() != owner.uid.as_raw() {
+            nix::unistd::chown(path, Some(owner.uid), Some(owner.gid)).map_err(|error| {
+                StorageError::new("hand the data directory to user plexd-core:", path, error.into())
+            })?;
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .map_err(|error| StorageError::new("set the mode of", path, error))
+    }
+
+    /// Opens the directory as the service user: checks its format, or notes it in a new one.
+    pub fn open(path: &Path) -> Result<Self, StorageError> {
+        let directory = Self { path: path.into() };
+        let format = directory.file("format");
+        match read(&format)? {
+            None => replace(&format, format!("{FORMAT}\n").as_bytes())?,
+            Some(text) => {
+                let found = std::str::from_utf8(&text).ok().and_then(|text| text.trim().parse::<u32>().ok());
+                if found != Some(FORMAT) {
+                    let found = found.map_or_else(|| "unreadable".to_owned(), |format| format.to_string());
+                    let message = format!(
+                        "its format is {found} and this version of plexd knows {FORMAT}; install the version that wrote it"
+                    );
+                    return Err(StorageError::new("use the data directory", path, io::Error::other(message)));
+                }
+            }
+        }
+        Ok(directory)
+    }
+
+    /// Returns the path of a file in it. `name` is a constant of plexd, never input.
+    pub fn file(&self, name: &'static str) -> PathBuf {
+        self.path.join(name)
+    }
+}
+
+/// Reads a whole file; `None` if it does not exist.
+pub fn read(path: &Path) -> Result<Option<Zeroizing<Vec<u8>>>, StorageError> {
+    let error = |error| StorageError::new("read", path, error);
+    match fs::metadata(path) {
+        Err(missing) if missing.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(other) => return Err(error(other)),
+        Ok(metadata) if metadata.len() > MAX_FILE => {
+            return Err(error(io::Error::new(io::ErrorKind::FileTooLarge, "it is larger than 64 MiB")));
+        }
+        Ok(_) => {}
+    }
+    fs::read(path).map(|bytes| Some(Zeroizing::new(bytes))).map_err(error)
+}
+
+/// Replaces a whole file so that a crash at any moment leaves the old or the new content, never a mixture. Mode 0600.
+pub fn replace(path: &Path, content: &[u8]) -> Result<(), StorageError> {
+    let error = |error| StorageError::new("write", path, error);
+    let mut file = AtomicWriteFile::options().mode(0o600).preserve_mode(false).open(path).map_err(error)?;
+    file.write_all(content).map_err(error)?;
+    file.commit().map_err(error)?;
+    // The rename itself is durable only once the directory is.
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(error)
+}
+
+/// Renames a damaged file out of the way and returns its new name.
+pub fn set_aside(path: &Path, now: jiff::Timestamp) -> Result<PathBuf, StorageError> {
+    let mut name = OsString::from(path);
+    name.push(format!(".damaged-{}", now.as_second()));
+    let aside = PathBuf::from(name);
+    fs::rename(path, &aside).map_err(|error| StorageError::new("set aside", path, error))?;
+    Ok(aside)
+}
+
+/// Opens or creates an embedded database with a bounded cache, mode 0600.
+pub fn open_database(path: &Path) -> Result<Database, StorageError> {
+    let error = |source| StorageError::new("open", path, source);
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .map_err(error)?;
+    let backend = redb::backends::FileBackend::new(file);
+    let created = backend
+        .and_then(|backend| redb::Builder::new().set_cache_size(DATABASE_CACHE).create_with_backend(backend));
+    created.map_err(|source| match source {
+        redb::DatabaseError::DatabaseAlreadyOpen => error(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "another plexd-core uses it; stop that one first",
+        )),
+        redb::DatabaseError::Storage(redb::StorageError::Io(source)) => error(source),
+        damaged => error(io::Error::new(io::ErrorKind::InvalidData, damaged)),
+    })
+}
+
+/// Opens a database; one that is damaged is set aside and a new one made. Returns also what was set aside.
+pub fn open_or_set_aside(
+    path: &Path,
+    now: jiff::Timestamp,
+) -> Result<(Database, Option<PathBuf>), StorageError> {
+    match open_database(path) {
+        Ok(database) => Ok((database, None)),
+        Err(error) if error.source.kind() == io::ErrorKind::InvalidData => {
+            let aside = set_aside(path, now)?;
+            Ok((open_database(path)?, Some(aside)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replaced_file_has_its_new_content_and_is_private() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("identity.json");
+        assert_eq!(read(&path).unwrap(), None);
+        replace(&path, b"one").unwrap();
+        replace(&path, b"two").unwrap();
+        assert_eq!(read(&path).unwrap().unwrap().as_slice(), b"two");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_directory_of_a_newer_format_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        DataDir::open(folder.path()).unwrap();
+        DataDir::open(folder.path()).unwrap();
+        fs::write(folder.path().join("format"), "2\n").unwrap();
+        let error = DataDir::open(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("its format is 2") && error.contains("install the version"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_database_is_set_aside_and_a_locked_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.redb");
+        fs::write(&path, "not a database, but somebody's bytes").unwrap();
+        let (database, aside) = open_or_set_aside(&path, jiff::Timestamp::UNIX_EPOCH).unwrap();
+        assert_eq!(fs::read(aside.unwrap()).unwrap(), b"not a database, but somebody's bytes");
+        let error = open_or_set_aside(&path, jiff::Timestamp::UNIX_EPOCH).unwrap_err().to_string();
+        assert!(error.contains("another plexd-core uses it"), "{error}");
+        drop(database);
+    }
+}
