@@ -114,7 +114,9 @@ impl Board {
         let previous = self.content().problems.insert((subsystem, what), message.clone());
         match previous {
             None => tracing::warn!(subsystem = subsystem.as_str(), "{message}"),
-            Some(previous) if previous != message => tracing::debug!(subsystem = subsystem.as_str(), "{message}"),
+            Some(previous) if previous != message => {
+                tracing::debug!(subsystem = subsystem.as_str(), "{message}");
+            }
             Some(_) => {}
         }
     }

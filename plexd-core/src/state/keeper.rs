@@ -259,7 +259,7 @@ impl StateKeeper {
         reason: &'static str,
         pull: Pull,
     ) -> EventOutcome {
-        let first = self.board.control_status().rejected.get(reason).is_none();
+        let first = !self.board.control_status().rejected.contains_key(reason);
         self.board.control(|control| *control.rejected.entry(reason).or_default() += 1);
         if first {
             tracing::warn!(
