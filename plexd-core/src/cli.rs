@@ -20,7 +20,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs until stopped. Start it as root (it drops to user plexd-core) or as plexd-core with CAP_NET_ADMIN.
+    /// Runs until stopped. Start it as root (it drops to user plexd-core) or as plexd-core with `CAP_NET_ADMIN`.
     Run(ConfigArgs),
     /// Checks the configuration and exits.
     Check(ConfigArgs),

@@ -279,8 +279,8 @@ fn open_kernel(
             // Cancel safe: both say so of themselves.
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                changed = monitor.changed() => changed.context("cannot listen to nftables")?,
-                changed = links.changed() => changed.context("cannot listen to the kernel's links")?,
+                told = monitor.changed() => told.context("cannot listen to nftables")?,
+                told = links.changed() => told.context("cannot listen to the kernel's links")?,
             }
             // Full: a notification waits already. Closed: the process is stopping.
             let _ = tell.try_send(());

@@ -112,8 +112,12 @@ impl Board {
     pub fn raise(&self, subsystem: Subsystem, what: &'static str, message: impl Into<String>) {
         let message = message.into();
         let previous = self.content().problems.insert((subsystem, what), message.clone());
-        if previous.as_ref() != Some(&message) {
-            tracing::warn!(subsystem = subsystem.as_str(), "{message}");
+        match previous {
+            None => tracing::warn!(subsystem = subsystem.as_str(), "{message}"),
+            Some(previous) if previous != message => {
+                tracing::debug!(subsystem = subsystem.as_str(), "{message}");
+            }
+            Some(_) => {}
         }
     }
 

@@ -350,12 +350,12 @@ async fn an_event_stream_gives_its_items_and_ends_after_90_seconds_of_silence() 
     let server = Server::start("127.0.0.1", vec![Answer::Hang(text.into())]).await;
     let mut stream = server.client().events(&who(), Some("6")).await.unwrap();
     assert!(server.request().contains("last-event-id: 6\r\n"));
-    assert_eq!(stream.next().await, Ok(Some(Item::Retry(Duration::from_millis(100)))));
-    let Ok(Some(Item::Event { id, data, .. })) = stream.next().await else { panic!("no event") };
+    assert_eq!(stream.next(&|| {}).await, Ok(Some(Item::Retry(Duration::from_millis(100)))));
+    let Ok(Some(Item::Event { id, data, .. })) = stream.next(&|| {}).await else { panic!("no event") };
     assert_eq!((id.as_deref(), &data[..]), (Some("7"), b"{}".as_slice()));
     tokio::time::pause();
     let started = Instant::now();
-    let error = stream.next().await.unwrap_err();
+    let error = stream.next(&|| {}).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { limit, .. } if limit == IDLE_TIMEOUT), "{error}");
     assert!(started.elapsed() + Duration::from_secs(5) > IDLE_TIMEOUT, "{:?}", started.elapsed());
 }
@@ -365,8 +365,8 @@ async fn a_stream_that_ends_is_no_error_and_what_is_no_stream_is_one() {
     let text = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\ndata: a\n\n";
     let server = Server::answering(text).await;
     let mut stream = server.client().events(&who(), None).await.unwrap();
-    assert!(matches!(stream.next().await, Ok(Some(Item::Event { .. }))));
-    assert_eq!(stream.next().await, Ok(None));
+    assert!(matches!(stream.next(&|| {}).await, Ok(Some(Item::Event { .. }))));
+    assert_eq!(stream.next(&|| {}).await, Ok(None));
     assert!(!server.request().contains("last-event-id"));
 
     let server = Server::answering(answer("200 OK", "Content-Type: text/html\r\n", "data: a\n\n")).await;

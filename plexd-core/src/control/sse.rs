@@ -1,6 +1,7 @@
 //! Server-sent events as they arrive: a push parser of the WHATWG event stream format, fed with chunks split anywhere.
 //! Linear in time and bounded in memory: an event over the limit is dropped and said to be, and parsing goes on.
 
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,8 +15,8 @@ const MAX_ID: usize = 1024;
 /// Buffers above this are given back after use.
 const KEPT_CAPACITY: usize = 64 * 1024;
 
-/// What the stream said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What the stream said. An event's data may hold key material and does not show in `Debug`.
+#[derive(Clone, PartialEq, Eq)]
 pub enum Item {
     /// An event.
     Event {
@@ -35,8 +36,22 @@ pub enum Item {
     },
 }
 
+impl fmt::Debug for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Event { id, event, data } => f
+                .debug_struct("Event")
+                .field("id", id)
+                .field("event", event)
+                .field("data", &format_args!("{} bytes", data.len()))
+                .finish(),
+            Self::Retry(delay) => f.debug_tuple("Retry").field(delay).finish(),
+            Self::TooLarge { id } => f.debug_struct("TooLarge").field("id", id).finish(),
+        }
+    }
+}
+
 /// The parser of one connection.
-#[derive(Debug)]
 pub struct Parser {
     max_event: usize,
     /// The line being received.
@@ -58,6 +73,12 @@ enum LineState {
     Kept,
     /// A comment, or too long: nothing of it is kept.
     Skipped,
+}
+
+impl fmt::Debug for Parser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Parser").field("id", &self.id).finish_non_exhaustive()
+    }
 }
 
 impl Default for Parser {
@@ -237,6 +258,16 @@ mod tests {
         ] {
             assert_eq!(parse(text), items, "{text:?}");
         }
+    }
+
+    #[test]
+    fn data_does_not_show_in_debug() {
+        let mut parser = Parser::new();
+        let items = parse_with(&mut parser, &[b"data: hunter2\n\n", b"data: hunter2\ndata: hunter2"]);
+        assert_eq!(
+            format!("{items:?} {parser:?}"),
+            "[Event { id: None, event: \"message\", data: 7 bytes }] Parser { id: None, .. }"
+        );
     }
 
     #[test]

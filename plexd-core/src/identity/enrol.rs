@@ -120,8 +120,8 @@ impl Enroller {
         };
         let (publish, current) = watch::channel(identity.map(Arc::new));
         let (sender, joins) = mpsc::channel(1);
-        let enroller = Self { store, client, machine, state, board, private_key, token, publish, joins };
-        (enroller, current, JoinRequests(sender))
+        let task = Self { store, client, machine, state, board, private_key, token, publish, joins };
+        (task, current, JoinRequests(sender))
     }
 
     /// Enrols the node as soon as there is a token, and answers those who bring one.

@@ -170,21 +170,21 @@ mod tests {
         SecretRules { group: 990, token, over_tcp }
     }
 
-    fn local(uid: u32, gid: u32, groups: &[u32]) -> Option<Caller> {
-        Some(Caller::Local(v1::LocalCaller { uid, gid, pid: 1, groups: groups.to_vec() }))
+    fn local(uid: u32, gid: u32, groups: &[u32]) -> Caller {
+        Caller::Local(v1::LocalCaller { uid, gid, pid: 1, groups: groups.to_vec() })
     }
 
-    fn tcp(token: &str) -> Option<Caller> {
-        Some(Caller::Tcp(v1::TcpCaller { token: token.to_owned().into() }))
+    fn tcp(token: &str) -> Caller {
+        Caller::Tcp(v1::TcpCaller { token: token.to_owned().into() })
     }
 
     #[test]
     fn a_local_caller_needs_the_group_or_root() {
         let rules = rules(None, true);
-        assert_eq!(rules.check(local(1000, 1000, &[989])), Err(SecretRefusal::NotPermitted));
-        assert_eq!(rules.check(local(1000, 990, &[])), Ok(()));
-        assert_eq!(rules.check(local(1000, 1000, &[989, 990])), Ok(()));
-        assert_eq!(rules.check(local(0, 0, &[])), Ok(()));
+        assert_eq!(rules.check(Some(local(1000, 1000, &[989]))), Err(SecretRefusal::NotPermitted));
+        assert_eq!(rules.check(Some(local(1000, 990, &[]))), Ok(()));
+        assert_eq!(rules.check(Some(local(1000, 1000, &[989, 990]))), Ok(()));
+        assert_eq!(rules.check(Some(local(0, 0, &[]))), Ok(()));
         assert_eq!(rules.check(None), Err(SecretRefusal::NotPermitted));
     }
 
@@ -192,10 +192,10 @@ mod tests {
     fn a_tcp_caller_needs_the_token_and_the_permission() {
         let (_folder, path) = token_file("s3cret\n", 0o600);
         let token = ApiToken::load(&path).unwrap();
-        assert_eq!(rules(Some(token), true).check(tcp("s3cret")), Ok(()));
-        assert_eq!(rules(Some(token), true).check(tcp("s3cret\n")), Err(SecretRefusal::BadToken));
-        assert_eq!(rules(Some(token), false).check(tcp("s3cret")), Err(SecretRefusal::NotPermitted));
-        assert_eq!(rules(None, true).check(tcp("")), Err(SecretRefusal::BadToken));
+        assert_eq!(rules(Some(token), true).check(Some(tcp("s3cret"))), Ok(()));
+        assert_eq!(rules(Some(token), true).check(Some(tcp("s3cret\n"))), Err(SecretRefusal::BadToken));
+        assert_eq!(rules(Some(token), false).check(Some(tcp("s3cret"))), Err(SecretRefusal::NotPermitted));
+        assert_eq!(rules(None, true).check(Some(tcp(""))), Err(SecretRefusal::BadToken));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //!
 //! - [`PolicySet`]: the rules
 //! - [`Context`]: who this node is, and which addresses belong to whom
-//! - [`evaluate`]: what the rules mean; [`visible`]: which peers they let this node know
-//! - [`compile`]: the same as a [`Table`], whose cost does not grow with the rules
+//! - [`evaluate()`]: what the rules mean; [`visible`]: which peers they let this node know
+//! - [`compile()`]: the same as a [`Table`], whose cost does not grow with the rules
 
 mod compile;
 mod context;

@@ -38,6 +38,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Returns whether it concerns what local applications read, and nothing of the mesh.
+    pub fn is_local_state(self) -> bool {
+        matches!(self, Self::MetadataUpdated | Self::DataUpdated | Self::SecretRefsUpdated)
+    }
+
     /// Returns the type as on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -119,16 +119,12 @@ impl Input<'_> {
             }
             let mut allowed_ips = BTreeSet::new();
             for net in &peer.allowed_ips {
-                match owners.get(net) {
-                    Some(owner) => {
-                        let problem =
-                            format!("allowed IP {net} already belongs to {owner}; it is left there");
-                        wanted.problems.insert(peer.id.clone(), problem);
-                    }
-                    None => {
-                        owners.insert(*net, &peer.id);
-                        allowed_ips.insert(*net);
-                    }
+                if let Some(owner) = owners.get(net) {
+                    let problem = format!("allowed IP {net} already belongs to {owner}; it is left there");
+                    wanted.problems.insert(peer.id.clone(), problem);
+                } else {
+                    owners.insert(*net, &peer.id);
+                    allowed_ips.insert(*net);
                 }
             }
             for net in &allowed_ips {

@@ -41,6 +41,8 @@ pub struct StateKeeper {
     desired: Arc<Desired>,
     /// The newest state on disk.
     stored: Arc<Desired>,
+    /// Whether a pull follows that an event asked for: what it brings is news, not drift.
+    awaits_pull: bool,
     /// Verified events handled since start; tells a pull that something happened meanwhile.
     events: u64,
     requests: mpsc::Receiver<Request>,
@@ -119,6 +121,7 @@ impl State {
             nonces,
             stored: Arc::clone(&desired),
             desired,
+            awaits_pull: false,
             events: 0,
             requests,
             stop,
@@ -237,6 +240,7 @@ impl StateKeeper {
         };
         let applied = self.desired.apply(event, now);
         self.events += 1;
+        self.awaits_pull |= applied.pull;
         tracing::debug!(event = verified.event_id, kind = verified.event_type, "event accepted");
         self.advance(Arc::new(applied.desired), EventMark { event_id: id, nonce: Some(nonce) });
         self.board.control(|control| {
@@ -255,7 +259,7 @@ impl StateKeeper {
         reason: &'static str,
         pull: Pull,
     ) -> EventOutcome {
-        let first = self.board.control_status().rejected.get(reason).is_none();
+        let first = !self.board.control_status().rejected.contains_key(reason);
         self.board.control(|control| *control.rejected.entry(reason).or_default() += 1);
         if first {
             tracing::warn!(
@@ -280,7 +284,10 @@ impl StateKeeper {
             "signing_keys",
             rejected_keys.map(|reason| format!("the control plane sent unusable signing keys: {reason}")),
         );
-        let (next, corrections) = self.desired.replaced_by(state);
+        let (next, mut corrections) = self.desired.replaced_by(state);
+        if std::mem::take(&mut self.awaits_pull) {
+            corrections.retain(|correction| !correction.kind.is_local_state());
+        }
         self.publish(Arc::new(next), None);
         PullOutcome::Applied(corrections)
     }

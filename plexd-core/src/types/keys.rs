@@ -45,8 +45,8 @@ impl PrivateKey {
         let mut key = Self([0; LENGTH]);
         getrandom::fill(&mut key.0)?;
         // Clamped as wg(8) does, so that what the kernel reads back is what was set.
-        key.0[0] &= 248;
-        key.0[31] = (key.0[31] & 127) | 64;
+        key.0[0] &= 0b1111_1000;
+        key.0[31] = (key.0[31] & 0b0111_1111) | 0b0100_0000;
         Ok(key)
     }
 
@@ -216,7 +216,6 @@ impl fmt::Debug for NodeSecretKey {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -201,7 +201,6 @@ impl AsyncWrite for Connection {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -39,7 +39,7 @@ pub enum SetupError {
 #[non_exhaustive]
 pub enum ClientError {
     /// No connection, or it broke.
-    #[error("{call}: cannot reach the control plane: {reason}")]
+    #[error("cannot reach the control plane: {reason}")]
     Network {
         /// The call.
         call: Call,
@@ -47,7 +47,7 @@ pub enum ClientError {
         reason: String,
     },
     /// The control plane's certificate is not trusted.
-    #[error("{call}: the control plane's certificate is refused: {reason}")]
+    #[error("the control plane's certificate is refused: {reason}")]
     Certificate {
         /// The call.
         call: Call,
