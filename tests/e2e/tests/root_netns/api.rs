@@ -219,7 +219,8 @@ fn payloads_come_back_byte_for_byte() {
         let payload = body.split_once(r#""payload":"#).map(|(_, rest)| rest.to_owned());
         payload.unwrap_or_else(|| panic!("no payload: {body}"))
     };
-    single.put_report("exact", PAYLOAD);
+    let put = format!(r#"{{"content_type":"application/json","payload":{PAYLOAD}}}"#);
+    node.curl_unix("/v1/state/report/exact", &["-X", "PUT", "--data-raw", &put]).expect_status(200);
     let report = node.curl_unix("/v1/state/report/exact", &[]).with_status(200);
     assert!(entry(&report.body).starts_with(PAYLOAD), "{}", report.body);
 

@@ -53,6 +53,8 @@ pub(crate) fn enrol(lab: Lab, control_plane: ControlPlane) -> Demo {
     begin("Node b waits for its token and is given it with plexd-ctl join");
     let mut b = Node::new(lab.host("b"), &control_plane, "");
     start_waiting(&mut b);
+    let status = run(b.host(), "plexd-ctl status").succeeded();
+    check("it says what it waits for", status.stdout.contains("plexd-ctl join"));
     let token = run(cp, "curl -s -X POST http://127.0.0.1:8444/admin/tokens").succeeded().json();
     b.host().write("/etc/plexd/token", 0o600, token["token"].as_str().unwrap_or_default());
     let joined = run(b.host(), "plexd-ctl join --token-file /etc/plexd/token -o json").succeeded().json();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use plexd_e2e::{As, Host, Output};
 
 /// Most lines shown of what a command printed.
-const LINES: usize = 40;
+const LINES: usize = 48;
 
 /// Most characters shown of a line.
 const WIDTH: usize = 150;
