@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, chown};
 use crate::binaries;
 use crate::daemon::Daemon;
 use crate::output::Output;
-use crate::requirements::PATH;
+use crate::requirements::{PATH, tool};
 use crate::users;
 
 /// Directories that every host has for itself: mode, and the user and group that owns it (as in `packaging/tmpfiles.d`).
@@ -179,7 +179,7 @@ impl Host {
 
     /// Returns a command that runs `program` within the host, as root, with a clean environment.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = tool("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.0.netns))
             .arg(format!("--mount=/proc/{}/ns/mnt", self.0.holder_pid))
@@ -296,7 +296,7 @@ fn hold(netns: &str, mounts: &[(PathBuf, PathBuf)]) -> Child {
         .chain(["echo ready".into(), "exec sleep infinity >/dev/null 2>&1".into()])
         .collect();
     let script = steps.join("\n");
-    let mut holder = Command::new("setsid")
+    let mut holder = tool("setsid")
         .args(["ip", "netns", "exec", netns, "sh", "-c", &script])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
