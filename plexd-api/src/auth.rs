@@ -98,7 +98,6 @@ pub fn bearer(headers: &HeaderMap) -> Option<&[u8]> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -79,7 +79,6 @@ fn finish(mut config: Config, env: impl Fn(&str) -> Option<String>) -> Result<Co
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -1,5 +1,5 @@
 //! The one way to plexd-core: calls on behalf of a request, each with a deadline, and the stream that feeds the
-//! mirror ([`follow`]). Core's refusals are passed on as they are; everything else that can go wrong between the two
+//! mirror ([`follow()`]). Core's refusals are passed on as they are; everything else that can go wrong between the two
 //! processes is one thing to a caller: core is not available.
 
 mod backoff;

@@ -1,4 +1,4 @@
-//! This process's copy of the node's state. Readers take an [`Snapshot`] and never wait; what changes it is the
+//! This process's copy of the node's state. Readers take a [`Snapshot`] and never wait; what changes it is the
 //! stream of plexd-core, and the answers to writes, which show at once. Knows neither HTTP nor gRPC calls.
 
 mod entry;

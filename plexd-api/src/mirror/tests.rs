@@ -1,5 +1,4 @@
 //! The mirror as a whole: what readers see while the stream and the answers to writes change it.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::future::Future;
 use std::pin::pin;

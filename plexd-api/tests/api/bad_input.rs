@@ -231,6 +231,35 @@ async fn pipelined_requests_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn a_client_that_has_said_all_it_wants_to_gets_its_answer() {
+    let node = Node::start().await;
+    let length = BODY.len();
+    let requests = [
+        format!("PUT {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{BODY}"),
+        format!("GET {PATH} HTTP/1.1\r\nHost: x\r\n\r\n"),
+        "GET /v1/state HTTP/1.0\r\n\r\n".to_owned(),
+    ];
+    for request in requests {
+        let mut client = node.client();
+        client.send(&request).await;
+        client.finish().await;
+        assert_eq!(client.answer().await.status, 200, "{request}");
+        assert!(client.closed().await);
+    }
+    let mut silent = node.client();
+    silent.finish().await;
+    assert!(silent.closed().await);
+    let mut half = node.client();
+    half.send(format!("PUT {PATH} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{{")).await;
+    half.finish().await;
+    if let Some(head) = half.head().await {
+        assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    }
+    assert!(half.closed().await);
+    assert_eq!(node.core.store().reports["k"].version, 1);
+}
+
+#[tokio::test]
 async fn refusals_of_core_are_told() {
     let node = Node::start().await;
     let mut client = node.client();

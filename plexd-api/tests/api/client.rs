@@ -58,6 +58,11 @@ impl Client {
         }
     }
 
+    /// Says that no more will be sent.
+    pub(crate) async fn finish(&mut self) {
+        self.io.shutdown().await.unwrap();
+    }
+
     pub(crate) async fn get(&mut self, path: &str) -> Answer {
         self.request("GET", path, &[], None).await
     }

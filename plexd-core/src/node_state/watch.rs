@@ -80,6 +80,10 @@ impl Watcher {
                 continue;
             };
             match news(&mut self.sources, reports).await {
+                News::State if self.told.identity.is_some() && self.sources.identity.borrow().is_none() => {
+                    // Everything told so far was this identity's.
+                    self.reports = None;
+                }
                 News::State => {
                     let changes = self.tell_changes();
                     if !changes.is_empty() {

@@ -197,7 +197,11 @@ impl Desired {
             Event::PeerRemoved(id) => {
                 desired.peers.remove(&id);
             }
-            Event::PeerKeyRotated(rotation) => pull = !desired.rotate_peer_key(rotation),
+            Event::PeerKeyRotated(rotation) => {
+                // Without a shared key the event may have left it out, or mean that there is none: the state knows.
+                pull = rotation.psk.is_none() && rotation.peer.is_none();
+                pull |= !desired.rotate_peer_key(rotation);
+            }
             Event::PeerEndpointChanged(moved) => match desired.peers.get(&moved.id) {
                 Some(known) => {
                     let peer = Peer { endpoint: moved.endpoint, ..Peer::clone(known) };
@@ -303,7 +307,9 @@ impl Desired {
         let PeerKeyRotation { id, public_key, psk, peer } = rotation;
         let whole = match (peer, self.peers.get(&id)) {
             (Some(whole), _) => whole,
-            (None, Some(known)) => Peer { public_key, psk, ..Peer::clone(known) },
+            (None, Some(known)) => {
+                Peer { public_key, psk: psk.or_else(|| known.psk.clone()), ..Peer::clone(known) }
+            }
             (None, None) => return false,
         };
         self.set_peer(whole);

@@ -131,6 +131,8 @@ impl Server {
             let _slot = slot;
             let mut http = hyper::server::conn::http1::Builder::new();
             http.max_buf_size(BUFFER).max_headers(MAX_HEADERS).header_read_timeout(None);
+            // A client that has said all it wants to (`nc -N`) still gets its answer.
+            http.half_close(true);
             let mut connection = pin!(http.serve_connection(TokioIo::new(Link::new(io, shared)), requests));
             // Safe to cancel: the connection lives on outside the arm.
             let ended = tokio::select! {
