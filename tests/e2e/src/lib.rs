@@ -9,6 +9,7 @@
 mod binaries;
 mod control_plane;
 mod daemon;
+pub mod guide;
 mod host;
 mod http;
 mod lab;
