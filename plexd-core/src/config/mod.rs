@@ -254,6 +254,41 @@ mod tests {
         assert_eq!(config.data_dir, Path::new("/var/lib/plexd"));
     }
 
+    const EXAMPLE: &str = include_str!("../../../packaging/examples/config.yaml");
+
+    #[test]
+    fn the_example_file_is_the_defaults_but_for_the_control_plane() {
+        let example = config(EXAMPLE).unwrap();
+        let defaults = config("api: https://control.example.com\n").unwrap();
+        assert_eq!(format!("{example:#?}"), format!("{defaults:#?}"));
+    }
+
+    #[test]
+    fn what_the_example_file_has_commented_out_can_be_used() {
+        let is_key = |text: &str| {
+            text.split_once(": ").is_some_and(|(key, value)| {
+                key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !value.contains(' ')
+            })
+        };
+        let mut keys = 0;
+        let text: String = EXAMPLE
+            .lines()
+            .map(|line| match line.split_once("# ") {
+                Some((indent, key)) if indent.trim().is_empty() && is_key(key) => {
+                    keys += 1;
+                    format!("{indent}{key}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert_eq!(keys, 4, "{text}");
+        let config = config(&text).unwrap();
+        assert_eq!(config.api_ca_file.as_deref(), Some(Path::new("/etc/plexd/ca.pem")));
+        assert_eq!(config.hostname.as_deref(), Some("edge-1"));
+        assert!(config.token.file_configured);
+        assert_eq!(config.node_api.http_token_file.as_deref(), Some(Path::new("/etc/plexd/api-token")));
+    }
+
     #[test]
     fn each_mistake_is_told_with_its_key_and_the_way_out() {
         let cases = [
