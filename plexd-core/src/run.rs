@@ -12,13 +12,14 @@ use plexd_proto::access::Gate;
 use plexd_proto::admin::v1::admin_server::AdminServer;
 use plexd_proto::node::v1::node_state_server::NodeStateServer;
 use plexd_proto::privilege::{self, ServiceUser, Start};
+use plexd_proto::settings::LogLevel;
 use plexd_proto::transport::{Incoming, SocketOwner, acquire};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tonic::transport::Server;
 
 use crate::admin::{self, AdminService, Administrators};
-use crate::config::{Config, LogLevel};
+use crate::config::Config;
 use crate::control::client::{Client, ClientConfig};
 use crate::control::session::Session;
 use crate::control::session::drift::DriftReporter;

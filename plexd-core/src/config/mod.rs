@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use plexd_proto::settings::{self, CoreSockets, NodeApi, SettingsError};
+use plexd_proto::settings::{self, CoreSockets, LogLevel, NodeApi, SettingsError};
 use reqwest::Url;
 
 use crate::kernel::wireguard::BackendChoice;
@@ -16,7 +16,7 @@ use crate::policy::Action;
 
 use file::{BackendKey, ConfigFile, DefaultActionKey, ModeKey};
 
-pub use file::{LogLevel, OnStop};
+pub use file::OnStop;
 
 /// The configuration of plexd-core.
 #[derive(Debug, Clone)]
@@ -252,6 +252,41 @@ mod tests {
         assert!(config.policy.enabled && !config.deregister_on_shutdown);
         assert_eq!(config.on_stop, OnStop::Keep);
         assert_eq!(config.data_dir, Path::new("/var/lib/plexd"));
+    }
+
+    const EXAMPLE: &str = include_str!("../../../packaging/examples/config.yaml");
+
+    #[test]
+    fn the_example_file_is_the_defaults_but_for_the_control_plane() {
+        let example = config(EXAMPLE).unwrap();
+        let defaults = config("api: https://control.example.com\n").unwrap();
+        assert_eq!(format!("{example:#?}"), format!("{defaults:#?}"));
+    }
+
+    #[test]
+    fn what_the_example_file_has_commented_out_can_be_used() {
+        let is_key = |text: &str| {
+            text.split_once(": ").is_some_and(|(key, value)| {
+                key.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') && !value.contains(' ')
+            })
+        };
+        let mut keys = 0;
+        let text: String = EXAMPLE
+            .lines()
+            .map(|line| match line.split_once("# ") {
+                Some((indent, key)) if indent.trim().is_empty() && is_key(key) => {
+                    keys += 1;
+                    format!("{indent}{key}\n")
+                }
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert_eq!(keys, 4, "{text}");
+        let config = config(&text).unwrap();
+        assert_eq!(config.api_ca_file.as_deref(), Some(Path::new("/etc/plexd/ca.pem")));
+        assert_eq!(config.hostname.as_deref(), Some("edge-1"));
+        assert!(config.token.file_configured);
+        assert_eq!(config.node_api.http_token_file.as_deref(), Some(Path::new("/etc/plexd/api-token")));
     }
 
     #[test]
