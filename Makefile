@@ -23,7 +23,9 @@ check: dependencies ## format, licences of dependencies, lints and documentation
 	$(CARGO) fmt --all --check
 	packaging/check-licences
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --workspace --no-deps
+	@# Modules are private and documented all the same: the documents are for those who read the code.
+	RUSTDOCFLAGS='-Dwarnings -Arustdoc::private_intra_doc_links' \
+	    $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
 test: build ## every test; as root, for those in network namespaces
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \

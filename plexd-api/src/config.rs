@@ -3,11 +3,11 @@
 
 use std::path::Path;
 
-use plexd_proto::settings::{self, CoreSockets, NodeApi, SettingsError};
+use plexd_proto::settings::{self, CoreSockets, LogLevel, NodeApi, SettingsError};
 use serde::Deserialize;
 
 /// What `plexd-api` reads of the configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct Config {
     /// Least severe level that is logged.
@@ -18,61 +18,13 @@ pub struct Config {
     pub core: CoreSockets,
 }
 
-impl Default for Config {
-    fn default() -> Self {
-        Self { log_level: LogLevel::Info, node_api: NodeApi::default(), core: CoreSockets::default() }
-    }
-}
-
-/// Least severe level that is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-#[expect(missing_docs, reason = "the names are all there is to them")]
-pub enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
-impl std::str::FromStr for LogLevel {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        Ok(match text {
-            "error" => Self::Error,
-            "warn" => Self::Warn,
-            "info" => Self::Info,
-            "debug" => Self::Debug,
-            "trace" => Self::Trace,
-            _ => return Err(()),
-        })
-    }
-}
-
-impl From<LogLevel> for tracing::Level {
-    fn from(level: LogLevel) -> Self {
-        match level {
-            LogLevel::Error => Self::ERROR,
-            LogLevel::Warn => Self::WARN,
-            LogLevel::Info => Self::INFO,
-            LogLevel::Debug => Self::DEBUG,
-            LogLevel::Trace => Self::TRACE,
-        }
-    }
-}
-
 /// Reads the file at `path`, applies the overrides of the environment, which `env` looks up, and checks the values.
 pub fn load(path: &Path, env: impl Fn(&str) -> Option<String>) -> Result<Config, SettingsError> {
     finish(settings::load(path)?, env)
 }
 
 fn finish(mut config: Config, env: impl Fn(&str) -> Option<String>) -> Result<Config, SettingsError> {
-    if let Some(level) = env("PLEXD_LOG_LEVEL") {
-        config.log_level =
-            settings::parse_variable("PLEXD_LOG_LEVEL", &level, "error, warn, info, debug or trace")?;
-    }
+    config.log_level.apply_environment(&env)?;
     config.node_api.apply_environment(env)?;
     config.node_api.check()?;
     Ok(config)

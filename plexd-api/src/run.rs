@@ -69,10 +69,9 @@ fn start(arguments: &Arguments) -> anyhow::Result<()> {
 }
 
 fn start_log(config: &Config) {
-    let level = tracing::Level::from(config.log_level);
+    let level = config.log_level.as_str();
     // What the libraries have to say below a warning is about their insides.
-    let others = level.min(tracing::Level::WARN);
-    let filter = EnvFilter::new(format!("{others},plexd_api={level},plexd_proto={level}"));
+    let filter = EnvFilter::new(format!("warn,plexd_api={level},plexd_proto={level}"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

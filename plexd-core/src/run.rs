@@ -4,6 +4,7 @@
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use caps::Capability;
@@ -11,13 +12,14 @@ use plexd_proto::access::Gate;
 use plexd_proto::admin::v1::admin_server::AdminServer;
 use plexd_proto::node::v1::node_state_server::NodeStateServer;
 use plexd_proto::privilege::{self, ServiceUser, Start};
+use plexd_proto::settings::LogLevel;
 use plexd_proto::transport::{Incoming, SocketOwner, acquire};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tonic::transport::Server;
 
 use crate::admin::{self, AdminService, Administrators};
-use crate::config::{Config, LogLevel};
+use crate::config::Config;
 use crate::control::client::{Client, ClientConfig};
 use crate::control::session::Session;
 use crate::control::session::drift::DriftReporter;
@@ -45,6 +47,9 @@ const ADMIN_GROUP: &str = "plexd-admin";
 
 /// Mode of core's sockets.
 const SOCKET_MODE: u32 = 0o660;
+
+/// How long deregistration may hold up a stop.
+const DEREGISTER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Drift reports that may wait.
 const DRIFT_QUEUE: usize = 64;
@@ -202,11 +207,11 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let puller = Puller {
         session: session.clone(),
         state: opened.state.clone(),
-        drift,
+        drift: drift.clone(),
         interval: config.reconcile_interval,
     };
     supervisor.spawn("pull", puller.run(shutdown.clone()));
-    let stream = StreamReader { session: session.clone(), state: opened.state };
+    let stream = StreamReader { session: session.clone(), state: opened.state, drift };
     supervisor.spawn("stream", stream.run(shutdown.clone()));
     let heart = Heart {
         session: session.clone(),
@@ -219,14 +224,29 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     supervisor.spawn("heartbeat", heart.run(shutdown.clone()));
     let reporter = DriftReporter { session: session.clone(), corrections, clock };
     supervisor.spawn("drift", reporter.run(shutdown.clone()));
+    let identity = session.identity.clone();
     let sync = ReportSync::new(session, opened.reports, config.node_api.report_debounce);
     supervisor.spawn("report_sync", sync.run(shutdown));
 
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     supervisor.run(asked_to_stop()?).await?;
+    if config.deregister_on_shutdown {
+        deregister(&client, &identity).await;
+    }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Deregisters the node, if it is registered; a control plane that does not answer does not hold the stop up.
+async fn deregister(client: &Client, identity: &CurrentIdentity) {
+    let Some(identity) = identity.borrow().clone() else { return };
+    let credentials = identity.credentials();
+    match tokio::time::timeout(DEREGISTER_DEADLINE, client.deregister(&credentials)).await {
+        Ok(Ok(())) => tracing::info!(node = %identity.node_id, "deregistered"),
+        Ok(Err(error)) => tracing::warn!(%error, "not deregistered"),
+        Err(_) => tracing::warn!("not deregistered: the control plane does not answer"),
+    }
 }
 
 /// Opens what is on disk and starts the tasks that own it.

@@ -73,7 +73,7 @@ impl Supervisor {
                 ended = self.tasks.join_next() => match ended {
                     None => return,
                     Some(Ok((name, Err(error)))) => tracing::warn!(task = name, "stopped with an error: {error:#}"),
-                    Some(Ok((_, Ok(())))) => {}
+                    Some(Ok((name, Ok(())))) => tracing::debug!(task = name, "stopped"),
                     Some(Err(error)) => tracing::error!(%error, "task panicked while stopping"),
                 },
                 () = &mut deadline => {

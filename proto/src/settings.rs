@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -16,6 +17,55 @@ pub const DEFAULT_CONFIG: &str = "/etc/plexd/config.yaml";
 
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 1024 * 1024;
+
+/// Key `log_level`: least severe level that is logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Lost functions.
+    Error,
+    /// What somebody may act on.
+    Warn,
+    /// Changes.
+    #[default]
+    Info,
+    /// Single operations.
+    Debug,
+    /// Everything.
+    Trace,
+}
+
+impl LogLevel {
+    /// Returns the name, as in the file.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warn => "warn",
+            Self::Info => "info",
+            Self::Debug => "debug",
+            Self::Trace => "trace",
+        }
+    }
+
+    /// Applies the environment's override; `env` looks a variable up.
+    pub fn apply_environment(&mut self, env: impl Fn(&str) -> Option<String>) -> Result<(), SettingsError> {
+        if let Some(level) = env("PLEXD_LOG_LEVEL") {
+            *self = parse_variable("PLEXD_LOG_LEVEL", &level, "error, warn, info, debug or trace")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace]
+            .into_iter()
+            .find(|level| level.as_str() == text)
+            .ok_or(())
+    }
+}
 
 /// Section `core`: the sockets of plexd-core.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -123,7 +173,7 @@ impl NodeApi {
 }
 
 /// Parses the value of the environment variable `name`, which wants `expected`.
-pub fn parse_variable<T: std::str::FromStr>(
+pub fn parse_variable<T: FromStr>(
     name: &str,
     value: &str,
     expected: &'static str,

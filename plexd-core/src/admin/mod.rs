@@ -13,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::config::Config;
 use crate::identity::{CurrentIdentity, JoinError, JoinRequests, Token};
+use crate::kernel::Counters;
 use crate::policy::{self, Action, Rule as PolicyRule, Service};
 use crate::reconcile::{Mesh, MeshStatus, PeerStatus};
 use crate::reports::Counts;
@@ -237,7 +238,7 @@ impl Admin for AdminService {
         _: Request<v1::ListPoliciesRequest>,
     ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
         let mesh = self.mesh().await.ok_or_else(|| Status::unavailable("the mesh does not answer"))?;
-        let counters = mesh.counters.unwrap_or_default();
+        let counters = tokio::time::timeout(MESH_DEADLINE, self.sources.mesh.counters()).await.ok().flatten();
         let mut position = 0;
         let policies = mesh.policies.policies.iter().map(|policy| v1::Policy {
             id: policy.id.clone(),
@@ -245,16 +246,17 @@ impl Admin for AdminService {
                 .rules
                 .iter()
                 .map(|rule| {
-                    let packets = counters.rules.get(&position).map_or(0, |count| count.packets);
+                    let packets = counters.as_ref().map(|counters| packets_of(counters, position));
                     position += 1;
-                    policy_rule(rule, self.sources.config.policy.enabled.then_some(packets))
+                    policy_rule(rule, packets)
                 })
                 .collect(),
         });
         Ok(Response::new(v1::ListPoliciesResponse {
             policies: policies.collect(),
             state: Some(self.policy_state(&mesh.policies)),
-            denied_packets: counters.named.values().map(|count| count.packets).sum(),
+            denied_packets: counters
+                .map_or(0, |counters| counters.named.values().map(|count| count.packets).sum()),
         }))
     }
 
@@ -276,6 +278,11 @@ impl Admin for AdminService {
             mesh_ip: joined.mesh_ip.to_string(),
         }))
     }
+}
+
+/// Packets that a rule decided; one that decided none yet may be absent.
+fn packets_of(counters: &Counters, position: usize) -> u64 {
+    counters.rules.get(&position).map_or(0, |count| count.packets)
 }
 
 fn peer(peer: PeerStatus) -> v1::Peer {

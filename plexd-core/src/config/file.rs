@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use plexd_proto::settings::{CoreSockets, NodeApi, SettingsError, parse_variable};
+use plexd_proto::settings::{CoreSockets, LogLevel, NodeApi, SettingsError, parse_variable};
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -62,9 +62,7 @@ impl ConfigFile {
         if let Some(mode) = env("PLEXD_MODE") {
             self.mode = parse_variable("PLEXD_MODE", &mode, "node or bridge")?;
         }
-        if let Some(level) = env("PLEXD_LOG_LEVEL") {
-            self.log_level = parse_variable("PLEXD_LOG_LEVEL", &level, "error, warn, info, debug or trace")?;
-        }
+        self.log_level.apply_environment(env)?;
         if let Some(file) = env("PLEXD_BOOTSTRAP_TOKEN_FILE") {
             self.token.file = Some(file.into());
         }
@@ -89,46 +87,6 @@ impl std::str::FromStr for ModeKey {
             "bridge" => Ok(Self::Bridge),
             _ => Err(()),
         }
-    }
-}
-
-/// How much is logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogLevel {
-    /// Lost functions.
-    Error,
-    /// What somebody may act on.
-    Warn,
-    /// Changes.
-    Info,
-    /// Single operations.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl LogLevel {
-    /// Returns the name, as in the file.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-            Self::Trace => "trace",
-        }
-    }
-}
-
-impl std::str::FromStr for LogLevel {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace]
-            .into_iter()
-            .find(|level| level.as_str() == text)
-            .ok_or(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use plexd_proto::settings::{self, CoreSockets, NodeApi, SettingsError};
+use plexd_proto::settings::{self, CoreSockets, LogLevel, NodeApi, SettingsError};
 use reqwest::Url;
 
 use crate::kernel::wireguard::BackendChoice;
@@ -16,7 +16,7 @@ use crate::policy::Action;
 
 use file::{BackendKey, ConfigFile, DefaultActionKey, ModeKey};
 
-pub use file::{LogLevel, OnStop};
+pub use file::OnStop;
 
 /// The configuration of plexd-core.
 #[derive(Debug, Clone)]

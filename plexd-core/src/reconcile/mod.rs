@@ -17,7 +17,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::{Config, OnStop};
 use crate::identity::{CurrentIdentity, Identity};
-use crate::kernel::{KernelError, ObservedDevice, ObservedTable};
+use crate::kernel::{Counters, KernelError, ObservedTable};
 use crate::policy::PolicySet;
 use crate::state::Desired;
 use crate::status::{Board, Subsystem};
@@ -50,6 +50,7 @@ pub struct Mesh {
 enum Request {
     Reconcile,
     Status(oneshot::Sender<MeshStatus>),
+    Counters(oneshot::Sender<Option<Counters>>),
 }
 
 impl Mesh {
@@ -59,10 +60,19 @@ impl Mesh {
         let _ = self.requests.try_send(Request::Reconcile);
     }
 
-    /// Returns how the mesh is, read from the kernel now.
+    /// Returns how the mesh is, read from the kernel now; `None` when the reconciler has stopped.
     pub async fn status(&self) -> Option<MeshStatus> {
+        self.ask(Request::Status).await
+    }
+
+    /// Returns what the firewall counted, read from the kernel now; `None` without a table in force.
+    pub async fn counters(&self) -> Option<Counters> {
+        self.ask(Request::Counters).await.flatten()
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Status(reply)).await.ok()?;
+        self.requests.send(request(reply)).await.ok()?;
         answer.await.ok()
     }
 }
@@ -155,10 +165,9 @@ impl Reconciler {
                 }
                 Some(request) = self.requests.recv() => match request {
                     Request::Reconcile => self.reconcile(Cause::Check).await,
-                    Request::Status(reply) => {
-                        // A caller that no longer waits is no error.
-                        let _ = reply.send(self.status().await);
-                    }
+                    // Callers that no longer wait are no error.
+                    Request::Status(reply) => drop(reply.send(self.status().await)),
+                    Request::Counters(reply) => drop(reply.send(self.counters().await)),
                 },
             }
         }
@@ -294,22 +303,20 @@ impl Reconciler {
     }
 
     async fn status(&self) -> MeshStatus {
-        let device =
-            self.kernel.wireguard.observe().await.ok().flatten().unwrap_or_else(ObservedDevice::default);
-        let counters = match &self.wanted {
-            Some(Wanted { table: Some(table), .. }) => match self.kernel.firewall.observe(table).await {
-                Ok(ObservedTable::Same { counters }) => Some(counters),
-                _ => None,
-            },
-            _ => None,
-        };
+        let device = self.kernel.wireguard.observe().await.ok().flatten().unwrap_or_default();
         MeshStatus {
             backend: self.kernel.wireguard.backend(),
             backend_reason: self.backend_reason.clone(),
             peers: status::peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device),
             policies: Arc::clone(&self.policies),
-            counters,
             last_success: self.last_success,
+        }
+    }
+
+    async fn counters(&self) -> Option<Counters> {
+        match self.kernel.firewall.observe(self.wanted.as_ref()?.table.as_ref()?).await {
+            Ok(ObservedTable::Same { counters }) => Some(counters),
+            Ok(_) | Err(_) => None,
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::plan::FRESH;
 use super::wanted::Wanted;
-use crate::kernel::{Backend, Counters, ObservedDevice};
+use crate::kernel::{Backend, ObservedDevice};
 use crate::policy::PolicySet;
 use crate::state::Desired;
 use crate::types::{NodeId, PublicKey};
@@ -26,8 +26,6 @@ pub struct MeshStatus {
     pub peers: Vec<PeerStatus>,
     /// The policies in force.
     pub policies: Arc<PolicySet>,
-    /// What the firewall counted; `None` without a table.
-    pub counters: Option<Counters>,
     /// When a reconciliation last ended well.
     pub last_success: Option<Instant>,
 }

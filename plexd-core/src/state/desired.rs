@@ -181,6 +181,8 @@ pub struct Applied {
     pub pull: bool,
     /// Name of the event, if this version has no feature for it.
     pub unsupported: Option<String>,
+    /// What of the event was refused, for the drift report.
+    pub corrections: Vec<Correction>,
 }
 
 impl Desired {
@@ -189,6 +191,7 @@ impl Desired {
         let mut desired = self.clone();
         let mut pull = false;
         let mut unsupported = None;
+        let mut corrections = Vec::new();
         match event {
             Event::PeerAdded(peer) => desired.set_peer(peer),
             Event::PeerRemoved(id) => {
@@ -206,7 +209,7 @@ impl Desired {
                 }
                 None => pull = true,
             },
-            Event::PolicyUpdated(policies) => desired.set_policies(policies),
+            Event::PolicyUpdated(policies) => corrections.extend(desired.set_policies(policies)),
             Event::Reconcile => pull = true,
             Event::SigningKeyRotated(rotation) => {
                 desired.signing_keys = self.signing_keys.as_ref().map(|keys| rotation.apply(keys, now));
@@ -230,7 +233,7 @@ impl Desired {
             Event::Unsupported(kind) => unsupported = Some(kind.to_string()),
             Event::Unknown(name) => unsupported = Some(name),
         }
-        Applied { desired, pull, unsupported }
+        Applied { desired, pull, unsupported, corrections }
     }
 
     /// Returns the snapshot that follows a pull of the whole state, and what of the local copy that corrected. Peers
@@ -260,11 +263,7 @@ impl Desired {
         }
         next.rejected_peers = rejected_peers.into();
         next.replace_peers(peers);
-        let policies_rejected = policies.as_ref().err().cloned();
-        next.set_policies(policies);
-        if let Some(reason) = policies_rejected.filter(|_| next.policies_rejected != self.policies_rejected) {
-            corrections.push(Correction::new(Kind::PolicyRejected, reason));
-        }
+        corrections.extend(next.set_policies(policies));
         if let Some(keys) = signing_keys.filter(|keys| self.signing_keys.as_ref() != Some(keys)) {
             corrections
                 .push(Correction::new(Kind::SigningKeysUpdated, format!("current key is {}", keys.current)));
@@ -335,15 +334,21 @@ impl Desired {
     }
 
     /// Takes a valid set over; an invalid one leaves the old set in force.
-    fn set_policies(&mut self, policies: Result<PolicySet, String>) {
+    /// Takes a policy set over; an invalid one leaves the old one and is a correction, once.
+    fn set_policies(&mut self, policies: Result<PolicySet, String>) -> Option<Correction> {
         match policies {
             Ok(policies) => {
                 self.policies_rejected = None;
                 if *self.policies != policies {
                     self.policies = Arc::new(policies);
                 }
+                None
             }
-            Err(reason) => self.policies_rejected = Some(reason.into()),
+            Err(reason) if self.policies_rejected.as_deref() == Some(reason.as_str()) => None,
+            Err(reason) => {
+                self.policies_rejected = Some(reason.as_str().into());
+                Some(Correction::new(Kind::PolicyRejected, reason))
+            }
         }
     }
 }

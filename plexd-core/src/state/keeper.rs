@@ -78,12 +78,14 @@ enum Request {
 }
 
 /// What became of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventOutcome {
     /// Why it was rejected, if it was.
     pub rejected: Option<&'static str>,
     /// Whether the state is to be pulled.
     pub pull: bool,
+    /// What of it was refused, for the drift report.
+    pub corrections: Vec<Correction>,
 }
 
 /// Drawn before a pull is sent, so that events that arrive meanwhile are not undone by an older answer.
@@ -249,7 +251,7 @@ impl StateKeeper {
                 *control.unsupported.entry(kind).or_default() += 1;
             }
         });
-        EventOutcome { rejected: None, pull: applied.pull }
+        EventOutcome { rejected: None, pull: applied.pull, corrections: applied.corrections }
     }
 
     fn reject(
@@ -269,7 +271,7 @@ impl StateKeeper {
             );
         }
         self.advance(Arc::clone(&self.desired), EventMark { event_id: id, nonce });
-        EventOutcome { rejected: Some(reason), pull: pull == Pull::Yes }
+        EventOutcome { rejected: Some(reason), pull: pull == Pull::Yes, corrections: Vec::new() }
     }
 
     fn on_pull(&mut self, ticket: PullTicket, state: FullState) -> PullOutcome {

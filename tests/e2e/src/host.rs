@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, chown};
 use crate::binaries;
 use crate::daemon::Daemon;
 use crate::output::Output;
-use crate::requirements::PATH;
+use crate::requirements::{PATH, tool};
 use crate::users;
 
 /// Directories that every host has for itself: mode, and the user and group that owns it (as in `packaging/tmpfiles.d`).
@@ -179,7 +179,7 @@ impl Host {
 
     /// Returns a command that runs `program` within the host, as root, with a clean environment.
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new("nsenter");
+        let mut command = tool("nsenter");
         command
             .arg(format!("--net=/run/netns/{}", self.0.netns))
             .arg(format!("--mount=/proc/{}/ns/mnt", self.0.holder_pid))
@@ -209,6 +209,40 @@ impl Host {
         Output::of(&mut command, line)
     }
 
+    /// Runs a line of shell to its end, as somebody else or as root, with plexd's programs in its `PATH`; it is what a
+    /// person would type.
+    #[track_caller]
+    pub fn shell(&self, who: Option<As<'_>>, line: &str) -> Output {
+        let script = format!("PATH={}:$PATH\n{line}", self.0.directory.join("bin").display());
+        let mut output = match who {
+            Some(who) => self.run_as(who, &["sh", "-c", &script]),
+            None => self.run(&["sh", "-c", &script]),
+        };
+        line.clone_into(&mut output.command);
+        output
+    }
+
+    /// Returns what a person types on the machine to be in this host, with plexd's programs in the `PATH`.
+    pub fn enter(&self) -> String {
+        format!(
+            "nsenter --net=/run/netns/{} --mount=/proc/{}/ns/mnt -- env PATH={}:{PATH} sh",
+            self.0.netns,
+            self.0.holder_pid,
+            self.0.directory.join("bin").display()
+        )
+    }
+
+    /// Starts a web server for the mesh's traffic: it listens on `port` at all addresses and answers every request with
+    /// `text`; at `/stream` it goes on answering, line by line, until the connection ends.
+    #[track_caller]
+    pub fn serve(&self, port: u16, text: &str) -> Daemon {
+        let address = format!("0.0.0.0:{port}");
+        let name = format!("http-{port}");
+        let mut server = self.spawn(&name, &[&self.program("plexd-demo"), "serve", &address, text]);
+        server.wait_ready("its listening", || self.run(&["sh", "-c", &listens_on(port)]).is_success());
+        server
+    }
+
     /// Starts a program as root that goes on until it is stopped. `name` is for its log and for messages.
     #[track_caller]
     pub fn spawn(&self, name: &str, line: &[&str]) -> Daemon {
@@ -235,6 +269,11 @@ impl Drop for Inner {
     }
 }
 
+/// Returns a shell line that succeeds if something listens on TCP port `port` (column `local_address`, state 0A).
+fn listens_on(port: u16) -> String {
+    format!("grep -q ':{port:04X} 00000000:0000 0A' /proc/net/tcp")
+}
+
 fn private(directory: &Path, path: &str) -> PathBuf {
     directory.join(path.trim_start_matches('/').replace('/', "-"))
 }
@@ -257,7 +296,7 @@ fn hold(netns: &str, mounts: &[(PathBuf, PathBuf)]) -> Child {
         .chain(["echo ready".into(), "exec sleep infinity >/dev/null 2>&1".into()])
         .collect();
     let script = steps.join("\n");
-    let mut holder = Command::new("setsid")
+    let mut holder = tool("setsid")
         .args(["ip", "netns", "exec", netns, "sh", "-c", &script])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())

@@ -3,11 +3,11 @@
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::DirBuilderExt;
-use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::host::{Address, Host};
 use crate::output::Output;
+use crate::requirements::tool;
 use crate::{require_root_and_tools, sweep, users};
 
 /// Labs made by this process.
@@ -127,7 +127,7 @@ impl Drop for Lab {
 #[track_caller]
 fn ip(arguments: &[&str]) {
     let line = [&["ip"], arguments].concat();
-    Output::of(Command::new("ip").args(arguments), &line).expect_success();
+    Output::of(tool("ip").args(arguments), &line).expect_success();
 }
 
 #[cfg(test)]

@@ -3,12 +3,13 @@
 //! them from outside. Needs root and the programs of `packaging/apt-dependencies`, and says so.
 //!
 //! For tests only: what goes wrong panics at the caller's line, with the command, what it printed and the logs of the
-//! daemons. What a lab made is gone when it is dropped, also after a panic; what a killed test left, [`sweep`] removes,
+//! daemons. What a lab made is gone when it is dropped, also after a panic; what a killed test left, [`sweep()`] removes,
 //! as every new lab does first.
 
 mod binaries;
 mod control_plane;
 mod daemon;
+pub mod guide;
 mod host;
 mod http;
 mod lab;

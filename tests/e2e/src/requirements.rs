@@ -2,6 +2,7 @@
 
 use std::env;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// Programs and their Debian packages; the one list, also what the Makefile installs from.
 const LIST: &str = include_str!("../../../packaging/apt-dependencies");
@@ -22,13 +23,21 @@ pub fn require_root_and_tools() {
     }
     assert!(
         missing.is_empty(),
-        "this test needs {}; install the programs as root with: packaging/install-dependencies",
+        "missing: {}; install the programs as root with: packaging/install-dependencies",
         missing.join(", ")
     );
 }
 
 /// Directories of programs, whatever the caller's `PATH`.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Returns a command that finds its program there, too: `su` leaves users of Debian without `/sbin`.
+pub(crate) fn tool(program: &str) -> Command {
+    let own = env::var("PATH").unwrap_or_default();
+    let mut command = Command::new(program);
+    command.env("PATH", format!("{own}:{PATH}"));
+    command
+}
 
 fn programs(list: &str) -> impl Iterator<Item = (&str, &str)> {
     list.lines()

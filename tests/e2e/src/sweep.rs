@@ -5,13 +5,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use crate::requirements::tool;
 
 /// Directory of the labs' directories; on a tmpfs, writable by root alone.
 pub(crate) const ROOT: &str = "/run/plexd-e2e";
@@ -98,7 +99,7 @@ fn end_processes(namespace: &str) -> io::Result<()> {
 }
 
 fn ip(arguments: &[&str]) -> io::Result<String> {
-    let output = Command::new("ip").args(arguments).output()?;
+    let output = tool("ip").args(arguments).output()?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

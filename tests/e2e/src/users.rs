@@ -3,12 +3,12 @@
 
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
 
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{Gid, Group, User};
 
 use crate::output::Output;
+use crate::requirements::tool;
 use crate::sweep;
 
 /// What plexd installs.
@@ -84,5 +84,5 @@ fn lock() -> Flock<File> {
 
 #[track_caller]
 fn run(line: &[&str]) {
-    Output::of(Command::new(line[0]).args(&line[1..]), line).expect_success();
+    Output::of(tool(line[0]).args(&line[1..]), line).expect_success();
 }

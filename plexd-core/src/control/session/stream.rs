@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::{Session, pause};
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{ClientError, EventStream};
 use crate::control::sse::Item;
+use crate::reconcile::drift::Correction;
 use crate::state::State;
 use crate::status::{Stream, Subsystem};
 use crate::supervisor::Shutdown;
@@ -26,6 +28,8 @@ pub struct StreamReader {
     pub session: Session,
     /// Takes the events.
     pub state: State,
+    /// Where to tell what of an event was refused.
+    pub drift: mpsc::Sender<Vec<Correction>>,
 }
 
 impl StreamReader {
@@ -94,6 +98,9 @@ impl StreamReader {
                 Ok(outcome) => {
                     if outcome.pull {
                         self.session.pulls.notify_one();
+                    }
+                    if !outcome.corrections.is_empty() && self.drift.try_send(outcome.corrections).is_err() {
+                        tracing::warn!("drift report dropped: earlier ones are still unsent");
                     }
                     true
                 }

@@ -1,0 +1,11 @@
+//! plexd from outside: the real daemons under their real users, each test in namespaces of its own. Needs root and all
+//! programs of the workspace, built.
+
+mod api;
+mod bad_input;
+mod control_plane;
+mod mesh;
+mod offline;
+#[expect(clippy::unwrap_used, reason = "helpers of tests")]
+mod privileges;
+mod support;
