@@ -150,6 +150,12 @@ impl Serialize for Moment {
     }
 }
 
+/// Says how many there are, as people do: `1 rule`, `2 rules`.
+pub(crate) fn counted(number: impl Into<u64>, one: &str, many: &str) -> String {
+    let number = number.into();
+    format!("{number} {}", if number == 1 { one } else { many })
+}
+
 /// Returns `seconds` as people say them, by the two largest units.
 pub(crate) fn span(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);

@@ -3,7 +3,7 @@
 use plexd_proto::admin::v1 as wire;
 use serde::Serialize;
 
-use crate::output::{Terminal, Tone, View, known, one_line, table};
+use crate::output::{Terminal, Tone, View, counted, known, one_line, table};
 
 /// The policies in force, in their order: the first rule that matches decides. Its fields are the stable JSON shape;
 /// null is what is not known.
@@ -83,7 +83,9 @@ impl PolicyState {
         let default = self.default_action.as_deref().unwrap_or("unknown");
         let rejected =
             self.rejected.as_deref().map(|why| format!("; newest set refused: {why}")).unwrap_or_default();
-        format!("{} policies, {} rules, default {default}{rejected}", self.policies, self.rules)
+        let (policies, rules) =
+            (counted(self.policies, "policy", "policies"), counted(self.rules, "rule", "rules"));
+        format!("{policies}, {rules}, default {default}{rejected}")
     }
 }
 
@@ -130,7 +132,7 @@ impl View for Policies {
         let line = one_line(&self.state.line());
         let wrong = !self.state.enabled || self.state.rejected.is_some();
         text += &if wrong { terminal.paint(Tone::Bad, &line) } else { line };
-        text + &format!("\n{} packets denied\n", self.denied_packets)
+        text + &format!("\n{} denied\n", counted(self.denied_packets, "packet", "packets"))
     }
 }
 
@@ -180,7 +182,7 @@ POLICY  ACTION  SOURCE         DESTINATION  PROTOCOL  PORT  PACKETS
 web     allow   *              n-a1         tcp       8080  42
 web     deny    10.100.0.0/16  *            any       any   -
 
-1 policies, 2 rules, default deny
+1 policy, 2 rules, default deny
 7 packets denied
 ";
         assert_eq!(Policies::new(response()).render(&TERMINAL), expected);
@@ -194,7 +196,7 @@ web     deny    10.100.0.0/16  *            any       any   -
         let text = Policies::new(response).render(&TERMINAL);
         assert_eq!(
             text,
-            "1 policies, 2 rules, default deny; newest set refused: policy \"web\", rule 2: unknown action \
+            "1 policy, 2 rules, default deny; newest set refused: policy \"web\", rule 2: unknown action \
              \"drop\"\n7 packets denied\n"
         );
     }

@@ -8,7 +8,7 @@ use plexd_proto::admin::v1 as wire;
 use serde::Serialize;
 
 use crate::commands::policies::PolicyState;
-use crate::output::{Moment, Terminal, Tone, View, known, one_line, or_dash, span};
+use crate::output::{Moment, Terminal, Tone, View, counted, known, one_line, or_dash, span};
 
 /// The status. Its fields are the stable JSON shape; null is what is not known (yet).
 #[derive(Debug, Serialize)]
@@ -313,13 +313,15 @@ fn kinds(counts: &BTreeMap<String, u64>) -> String {
 
 impl Reports {
     fn line(&self) -> String {
-        format!("{} entries, {} pending, {} conflicted", self.entries, self.pending, self.conflicted)
+        let entries = counted(self.entries, "entry", "entries");
+        format!("{entries}, {} pending, {} conflicted", self.pending, self.conflicted)
     }
 }
 
 impl LocalState {
     fn line(&self) -> String {
-        format!("{} metadata, {} data, {} secrets", self.metadata, self.data, self.secrets)
+        let data = counted(self.data, "data entry", "data entries");
+        format!("{} metadata, {data}, {}", self.metadata, counted(self.secrets, "secret", "secrets"))
     }
 }
 

@@ -69,9 +69,9 @@ mesh           10.100.0.1 on plexd0, UDP port 51820, MTU 1420, userspace backend
 peers          1 up / 2 configured / 3 desired, reconciled 7s ago
 control plane  https://192.0.2.1:8443, stream connected (last byte 2s ago), last answer 12s ago
 events         12 accepted, 3 rejected (replay 1, stale 2), 1 unsupported (action_request 1)
-policy         1 policies, 2 rules, default deny
+policy         1 policy, 2 rules, default deny
 reports        3 entries, 1 pending, 0 conflicted
-state          3 metadata, 2 data, 1 secrets
+state          3 metadata, 2 data entries, 1 secret
 process        plexd-core 0.1.0, up 5m 3s, CAP_NET_ADMIN
 ";
     assert_eq!(render(healthy(), Colours::Plain), expected);
