@@ -249,3 +249,27 @@ fn data_that_makes_no_sense_is_named_and_the_rest_is_there() {
         node.host().shell(None, &format!("find / -maxdepth 1 -name pwned; find {folders} -name pwned"));
     assert_eq!(stray.stdout, "", "no key is a file name");
 }
+
+#[test]
+fn the_example_configuration_is_valid() {
+    const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../packaging/examples/config.yaml");
+    let idle = idle("");
+    let host = idle.node.host();
+    idle.node.configure(&fs::read_to_string(EXAMPLE).expect("the example is in the repository"));
+    host.run(&[&host.program("plexd-core"), "check"]).expect_success();
+    let mut api = idle.node.spawn_api();
+    api.wait_ready("any answer to curl", || idle.node.try_curl_unix(None, "/v1/state", &[]));
+}
+
+#[test]
+fn a_node_whose_identity_is_refused_says_so_and_keeps_its_mesh() {
+    let mesh = Mesh::up();
+    let table = mesh.a.table();
+    mesh.control_plane.set_faults(&json!({ "status": 401, "drop_streams": true }));
+    mesh.a.wait_status("the refusal", |status| status["identity"]["enrolment"] == "unauthorized");
+    assert_eq!(mesh.a.node.status()["health"], "degraded");
+    assert_eq!(mesh.a.table(), table);
+    let _server = mesh.b.node.host().serve(8080, "here");
+    mesh.a.wait_http(&mesh.b, 8080);
+    mesh.a.node.curl_unix("/v1/state", &[]).expect_status(200);
+}

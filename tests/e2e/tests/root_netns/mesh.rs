@@ -157,3 +157,29 @@ fn a_policy_table_that_somebody_removes_is_back() {
     assert_eq!(a.http(b, 9090).code, Some(28));
     host.run(&["nft", "list chain inet foreign c"]).expect_success();
 }
+
+#[test]
+fn the_control_plane_hears_how_the_node_is() {
+    let mesh = Mesh::up();
+    let heartbeat = wait_until(SOON, "a heartbeat", || {
+        let received = mesh.control_plane.received(&mesh.a.id);
+        received["heartbeats"].as_array().and_then(|all| all.last()).map(|last| last["body"].clone())
+    });
+    assert_eq!(heartbeat["status"], "healthy", "{heartbeat}");
+    assert_eq!(heartbeat["mesh"]["interface"], "plexd0", "{heartbeat}");
+    assert!(
+        heartbeat["binary_checksum"]
+            .as_str()
+            .is_some_and(|sum| sum.starts_with("sha256:") && sum.len() == 71),
+        "{heartbeat}"
+    );
+    assert_eq!(heartbeat["mesh"]["listen_port"], 51820, "{heartbeat}");
+    assert!(heartbeat["uptime"].as_str().is_some_and(|uptime| !uptime.is_empty()), "{heartbeat}");
+    let nodes = mesh.control_plane.admin("GET", "/admin/nodes", None);
+    let endpoints: Vec<_> =
+        nodes["nodes"].as_array().into_iter().flatten().map(|node| &node["endpoint"]).collect();
+    for host in [mesh.a.node.host(), mesh.b.node.host()] {
+        let endpoint = json!(format!("{}:51820", host.ipv4()));
+        assert!(endpoints.contains(&&endpoint), "{endpoint} in {nodes}");
+    }
+}

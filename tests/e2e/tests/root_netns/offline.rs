@@ -113,3 +113,39 @@ fn a_restarted_api_serves_what_core_has() {
     let after = single.wait_api("/v1/state", |_| true);
     assert_eq!(after, before);
 }
+
+#[test]
+fn a_node_that_is_killed_again_and_again_always_serves_again() {
+    let mut single = Single::new("").with_the_guides_state();
+    // The longest key there is, in bytes that need escaping.
+    let key = "%2F".repeat(256);
+    for round in 1..=8 {
+        assert_eq!(single.put_report(&key, &round.to_string()), round);
+        single.a.node.take_core().kill9();
+        if round % 2 == 0 {
+            single.a.node.take_api().kill9();
+            single.a.node.start_api();
+        }
+        single.a.node.start_core();
+        let path = format!("/v1/state/report/{key}");
+        let report = wait_until(SOON, "the report, from a state that is known again", || {
+            let answer = single.a.node.curl_unix(&path, &[]);
+            let is_fresh = answer.header("plexd-state-age").is_none();
+            if answer.status == 200 && is_fresh { Ok(answer.json()) } else { Err(answer) }
+        });
+        assert_eq!((&report["version"], &report["payload"]), (&json!(round), &json!(round)));
+    }
+    let name = "/".repeat(256);
+    single.wait_synced(|reports| reports[&name]["version"] == 8);
+    single.wait_api("/v1/state", |state| state["metadata"]["region"] == "us-west-2");
+}
+
+#[test]
+fn a_report_acknowledged_just_before_a_stop_is_sent_after_the_start() {
+    // The default waits 5 s for further changes.
+    let mut single = Single::new("");
+    single.put_report("health", "1");
+    assert_eq!(single.a.node.take_core().terminate().code(), Some(0));
+    single.a.node.start_core();
+    single.wait_synced(|reports| reports["health"]["version"] == 1);
+}

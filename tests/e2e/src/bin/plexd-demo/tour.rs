@@ -45,7 +45,9 @@ pub(crate) fn steps(keep: Keep) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let failure = FAILURE.lock().ok().and_then(|mut failure| failure.take()).unwrap_or_default();
-    say(&format!("\ndemo: step {} failed: {failure}", step()));
+    // The last line is one line; what a command printed comes before it.
+    let (first, rest) = failure.split_once('\n').unwrap_or((&failure, ""));
+    say(&format!("\n{}\ndemo: step {} failed: {first}", rest.trim_end(), step()));
     ExitCode::FAILURE
 }
 
