@@ -1,7 +1,7 @@
 //! What the control plane wants, as one immutable snapshot, and how pulls and events become the next one. Pure; nothing
 //! else changes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -121,7 +121,7 @@ impl<T: PartialEq> Ordered<T> {
     /// Replaces everything by `list`, in its order; entries that are equal stay shared.
     fn replaced(&self, list: Vec<T>, key: impl Fn(&T) -> &str) -> Self {
         let mut next = self.clone();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen = BTreeSet::new();
         for (position, entry) in (0..).zip(list) {
             let name = key(&entry).to_owned();
             next.place(name.clone(), entry, Some(position));
@@ -133,9 +133,17 @@ impl<T: PartialEq> Ordered<T> {
         next
     }
 
-    /// Sets one entry, behind the others if it is new.
-    fn upsert(&mut self, key: String, entry: T) {
-        self.place(key, entry, None);
+    /// Sets the entries of `list`. One that names every known key is a full set, and its order holds; else new entries
+    /// come behind the others.
+    fn merge(&mut self, list: Vec<T>, key: impl Fn(&T) -> &str) {
+        let named: BTreeSet<&str> = list.iter().map(&key).collect();
+        if self.entries.keys().all(|known| named.contains(known.as_str())) {
+            *self = self.replaced(list, key);
+            return;
+        }
+        for entry in list {
+            self.place(key(&entry).to_owned(), entry, None);
+        }
     }
 
     fn place(&mut self, key: String, entry: T, position: Option<u64>) {
@@ -218,15 +226,11 @@ impl Desired {
                 if !metadata.is_empty() {
                     Arc::make_mut(&mut desired.metadata).extend(metadata);
                 }
-                for entry in data {
-                    desired.data.upsert(entry.key.clone(), entry);
-                }
+                desired.data.merge(data, |entry| &entry.key);
                 pull = true;
             }
             Event::NodeSecretsUpdated(references) => {
-                for reference in references {
-                    desired.secret_refs.upsert(reference.key.clone(), reference);
-                }
+                desired.secret_refs.merge(references, |reference| &reference.key);
                 pull = true;
             }
             Event::RotateKeys => unsupported = Some("rotate_keys".to_owned()),
@@ -317,7 +321,7 @@ impl Desired {
     }
 
     fn replace_peers(&mut self, peers: Vec<Peer>) {
-        let wanted: std::collections::BTreeSet<NodeId> = peers.iter().map(|peer| peer.id.clone()).collect();
+        let wanted: BTreeSet<NodeId> = peers.iter().map(|peer| peer.id.clone()).collect();
         let gone: Vec<NodeId> = self.peers.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
         for id in gone {
             self.peers.remove(&id);
