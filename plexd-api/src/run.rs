@@ -43,7 +43,7 @@ pub fn run(arguments: &Arguments) -> ExitCode {
 
 #[expect(clippy::print_stderr, reason = "the log may not be there yet")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("plexd-api: {error:#}");
+    eprintln!("plexd-api: {}", plexd_proto::explain(error.as_ref()));
 }
 
 /// What was acquired as root.

@@ -43,7 +43,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // With standard error gone there is nobody to tell.
-            let _ = writeln!(std::io::stderr(), "plexd-core: {error:#}");
+            let _ = writeln!(std::io::stderr(), "plexd-core: {}", plexd_proto::explain(error.as_ref()));
             ExitCode::FAILURE
         }
     }

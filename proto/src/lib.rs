@@ -28,7 +28,10 @@ pub mod admin {
 }
 
 pub mod access;
+mod explain;
 pub mod privilege;
 mod redact;
 pub mod settings;
 pub mod transport;
+
+pub use explain::explain;

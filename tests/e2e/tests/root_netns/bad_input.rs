@@ -65,6 +65,10 @@ fn check_says_what_run_would_say() {
     check().expect_success();
     idle.node.configure("api: http://192.0.2.1:8443\n");
     assert_says(&check().stderr, &["api", "https"]);
+    fs::remove_file(host.path("/etc/plexd/config.yaml")).expect("the file was there");
+    let output = check();
+    assert_says(&output.stderr, &["/etc/plexd/config.yaml", "No such file", "--config"]);
+    assert_eq!(output.stderr.matches("No such file").count(), 1, "the cause is told once: {output}");
 }
 
 #[test]

@@ -204,9 +204,11 @@ impl Single {
         {
             self.control_plane.set_secret(&self.a.id, key, value);
         }
+        // In the control plane's order, which the pull after the events brings.
+        let secret_keys =
+            json!([{ "key": "db/password", "version": 2 }, { "key": "tls/server.key", "version": 1 }]);
         self.wait_api("/v1/state", |state| {
-            state["data_keys"].as_array().map(Vec::len) == Some(2)
-                && state["secret_keys"].to_string().contains(r#"{"key":"db/password","version":2}"#)
+            state["data_keys"].as_array().map(Vec::len) == Some(2) && state["secret_keys"] == secret_keys
         });
         self
     }
