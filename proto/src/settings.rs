@@ -162,6 +162,12 @@ impl NodeApi {
         if self.report_debounce > Duration::from_mins(5) {
             return Err(SettingsError::value("node_api.report_debounce", "must be 0s to 5m"));
         }
+        if self.metrics {
+            return Err(SettingsError::value(
+                "node_api.metrics: true",
+                "is not available in this version; remove it",
+            ));
+        }
         if self.http_enabled && self.http_token_file.is_none() {
             return Err(SettingsError::value(
                 "node_api.http_token_file",
@@ -265,7 +271,7 @@ fn syntax_error(error: &serde_saphyr::Error, path: &Path) -> SettingsError {
         serde_saphyr::Error::SerdeUnknownField { field, expected, .. } => {
             unknown_key(field, expected).to_string()
         }
-        other => one_line(&other.to_string()),
+        other => without_position(&one_line(&other.to_string())).to_owned(),
     };
     SettingsError::Syntax { path: path.into(), line, message }
 }
@@ -281,6 +287,11 @@ fn unknown_key<'a>(field: &'a str, expected: &'a [&'static str]) -> impl fmt::Di
             None => write!(f, "; no key is valid here"),
         }
     })
+}
+
+/// Cuts off the position at the end, which stands before the message already.
+fn without_position(text: &str) -> &str {
+    text.rsplit_once(" at line ").map_or(text, |(message, _)| message)
 }
 
 fn one_line(text: &str) -> String {
@@ -308,6 +319,7 @@ mod tests {
     fn a_wrong_type_is_told_with_its_line() {
         let message = error("enabled: true\n\nhttp_listen: nowhere\n");
         assert!(message.starts_with("/etc/plexd/config.yaml:3: ") && !message.contains('\n'), "{message}");
+        assert!(!message.contains(" at line "), "{message}");
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub enum TokenLookup {
 pub fn find(sources: &TokenSources, env: impl Fn(&str) -> Option<String>) -> TokenLookup {
     if let Some(directory) = env("CREDENTIALS_DIRECTORY") {
         match from_file(&Path::new(&directory).join(CREDENTIAL)) {
-            // An empty credential is how a unit makes an optional one (crates.md, optional credentials).
+            // SetCredential= with nothing in it is how a unit makes a credential optional.
             Lookup::Missing | Lookup::Empty => {}
             Lookup::Is(lookup) => return lookup,
         }
