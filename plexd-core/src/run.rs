@@ -15,7 +15,7 @@ use plexd_proto::privilege::{self, ServiceUser, Start};
 use plexd_proto::settings::LogLevel;
 use plexd_proto::transport::{Incoming, SocketOwner, acquire};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tonic::transport::Server;
 
 use crate::admin::{self, AdminService, Administrators};
@@ -144,6 +144,7 @@ struct Opened {
     reports: Reports,
     identity: CurrentIdentity,
     join: identity::JoinRequests,
+    pulls: Arc<Notify>,
 }
 
 async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
@@ -152,14 +153,14 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let mut supervisor = Supervisor::default();
     let shutdown = supervisor.shutdown();
     let Acquired { client, machine, token, wireguard, secrets, .. } = acquired;
-    let opened = open(&config, &mut supervisor, (&client, &machine), token, &board, &clock)?;
+    let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &clock)?;
 
     let (drift, corrections) = mpsc::channel(DRIFT_QUEUE);
     let session = Session {
         client: client.clone(),
         identity: opened.identity.clone(),
         board: board.clone(),
-        pulls: Arc::default(),
+        pulls: Arc::clone(&opened.pulls),
     };
     let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
     let wiring = Wiring {
@@ -211,11 +212,12 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         interval: config.reconcile_interval,
     };
     supervisor.spawn("pull", puller.run(shutdown.clone()));
-    let stream = StreamReader { session: session.clone(), state: opened.state, drift };
+    let stream = StreamReader { session: session.clone(), state: opened.state.clone(), drift };
     supervisor.spawn("stream", stream.run(shutdown.clone()));
     let heart = Heart {
         session: session.clone(),
         mesh,
+        state: opened.state.clone(),
         machine,
         clock: Arc::clone(&clock),
         interface: (config.mesh.interface.clone(), config.mesh.listen_port),
@@ -253,8 +255,7 @@ async fn deregister(client: &Client, identity: &CurrentIdentity) {
 fn open(
     config: &Config,
     supervisor: &mut Supervisor,
-    (client, machine): (&Client, &Machine),
-    token: TokenLookup,
+    (client, machine, token): (&Client, &Machine, TokenLookup),
     board: &Board,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Opened> {
@@ -263,13 +264,16 @@ fn open(
     let (state, keeper) = State::open(&directory.file("state.redb"), Arc::clone(clock), board.clone())?;
     let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
     let store = IdentityStore::new(directory);
-    let loaded = store.load(clock.as_ref())?;
+    let confirmed = state.desired().borrow().own_key.confirmed;
+    let loaded = store.load(clock.as_ref(), confirmed)?;
+    let start = identity::Start { store, loaded, token, machine: machine.clone() };
+    let pulls = Arc::<Notify>::default();
     let (enroller, identity, join) =
-        Enroller::new(store, loaded, token, client.clone(), machine.clone(), state.clone(), board.clone());
+        Enroller::new(start, client.clone(), state.clone(), board.clone(), Arc::clone(&pulls));
     supervisor.spawn("state", keeper.run(shutdown.clone()));
     supervisor.spawn("reports", writer.run(shutdown.clone()));
     supervisor.spawn("enrolment", enroller.run(shutdown));
-    Ok(Opened { state, reports, identity, join })
+    Ok(Opened { state, reports, identity, join, pulls })
 }
 
 /// Opens the kernel's interfaces and starts the tasks that listen to it.

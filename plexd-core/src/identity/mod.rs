@@ -1,8 +1,9 @@
-//! Who the node is: the bootstrap token it starts from ([`token`]), the identity it is given ([`store`]), and how it
-//! gets from one to the other ([`enrol`]).
+//! Who the node is: the bootstrap token it starts from ([`token`]), the identity it is given ([`store`]), how it gets
+//! from one to the other ([`enrol`]), and how its WireGuard key is replaced ([`rotation`]).
 
 mod enrol;
 mod machine;
+mod rotation;
 mod store;
 mod token;
 
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use crate::control::client::Credentials;
 use crate::types::{NodeId, NodeSecretKey, PrivateKey, SigningPublicKey};
 
-pub use enrol::{Enroller, JoinError, JoinRequests, Joined};
+pub use enrol::{Enroller, JoinError, JoinRequests, Joined, Start};
 pub use machine::Machine;
 pub use store::{IdentityStore, Loaded};
 pub use token::{Token, TokenError, TokenLookup, find as find_token};

@@ -1,14 +1,15 @@
-//! The identity on disk: `wireguard.key`, written before the node registers, and `identity.json`, written before
-//! anything acts on the registration. A damaged file is set aside and told, never replaced in silence.
+//! The identity on disk: `wireguard.key`, written before the node registers, `identity.json`, written before anything
+//! acts on the registration, and during a rotation `wireguard.key.pending`, the key that is to come. A damaged file is set aside and told, never replaced in silence.
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::Identity;
 use crate::storage::{self, DataDir, StorageError};
-use crate::types::{Clock, NodeSecretKey, PrivateKey, SigningPublicKey};
+use crate::types::{Clock, NodeSecretKey, PrivateKey, PublicKey, SigningPublicKey};
 
 const KEY_FILE: &str = "wireguard.key";
+const PENDING_KEY_FILE: &str = "wireguard.key.pending";
 const IDENTITY_FILE: &str = "identity.json";
 
 /// Keeps the identity.
@@ -24,6 +25,8 @@ pub struct Loaded {
     pub identity: Option<Identity>,
     /// The key to register with, if there is one already.
     pub private_key: Option<PrivateKey>,
+    /// A key that the control plane was asked to accept, or is to be, and has not confirmed.
+    pub pending_key: Option<PrivateKey>,
     /// What was wrong with the files, and what to do.
     pub problem: Option<String>,
 }
@@ -43,11 +46,16 @@ impl IdentityStore {
         Self { directory }
     }
 
-    /// Reads what is there.
-    pub fn load(&self, clock: &dyn Clock) -> Result<Loaded, StorageError> {
+    /// Reads what is there. A pending key that is the one the control plane `confirmed` last becomes the key: a crash
+    /// came between the two.
+    pub fn load(&self, clock: &dyn Clock, confirmed: Option<PublicKey>) -> Result<Loaded, StorageError> {
         let key_path = self.directory.file(KEY_FILE);
         let identity_path = self.directory.file(IDENTITY_FILE);
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded { pending_key: self.load_pending_key(clock)?, ..Loaded::default() };
+        if let Some(key) = loaded.pending_key.take_if(|key| confirmed == Some(key.public())) {
+            self.promote_pending_key()?;
+            tracing::info!(public_key = %key.public(), "key rotation completed after a restart");
+        }
         if let Some(text) = storage::read(&key_path)? {
             loaded.private_key = parse_key(&text);
             if loaded.private_key.is_none() {
@@ -77,11 +85,36 @@ impl IdentityStore {
         Ok(loaded)
     }
 
+    /// Reads the pending key. One that is damaged is set aside: the control plane is asked to accept another.
+    fn load_pending_key(&self, clock: &dyn Clock) -> Result<Option<PrivateKey>, StorageError> {
+        let path = self.directory.file(PENDING_KEY_FILE);
+        let Some(text) = storage::read(&path)? else { return Ok(None) };
+        let key = parse_key(&text);
+        if key.is_none() {
+            let aside = storage::set_aside(&path, clock.now())?;
+            tracing::warn!(aside = %aside.display(), "the pending key was damaged");
+        }
+        Ok(key)
+    }
+
+    /// Writes a pending key durably, before the control plane is asked to accept it.
+    pub fn save_pending_key(&self, key: &PrivateKey) -> Result<(), StorageError> {
+        write_key(&self.directory.file(PENDING_KEY_FILE), key)
+    }
+
+    /// Makes the pending key the key, durably and at once.
+    pub fn promote_pending_key(&self) -> Result<(), StorageError> {
+        storage::rename_over(&self.directory.file(PENDING_KEY_FILE), &self.directory.file(KEY_FILE))
+    }
+
+    /// Removes the pending key, if there is one.
+    pub fn remove_pending_key(&self) -> Result<(), StorageError> {
+        storage::remove(&self.directory.file(PENDING_KEY_FILE))
+    }
+
     /// Writes a key durably, before it is used to register.
     pub fn save_key(&self, key: &PrivateKey) -> Result<(), StorageError> {
-        let mut text = key.to_base64();
-        text.push('\n');
-        storage::replace(&self.directory.file(KEY_FILE), text.as_bytes())
+        write_key(&self.directory.file(KEY_FILE), key)
     }
 
     /// Writes the identity durably, before anything acts on it.
@@ -98,6 +131,12 @@ impl IdentityStore {
             .map_err(|error| StorageError::new("write", &path, error.into()))?;
         storage::replace(&path, &text)
     }
+}
+
+fn write_key(path: &std::path::Path, key: &PrivateKey) -> Result<(), StorageError> {
+    let mut text = key.to_base64();
+    text.push('\n');
+    storage::replace(path, text.as_bytes())
 }
 
 fn parse_key(text: &[u8]) -> Option<PrivateKey> {
@@ -156,14 +195,42 @@ mod tests {
         let (_folder, store) = store();
         let key = PrivateKey::generate().unwrap();
         store.save_key(&key).unwrap();
-        let before = store.load(&SystemClock).unwrap();
+        let before = store.load(&SystemClock, None).unwrap();
         assert!(before.identity.is_none() && before.problem.is_none());
         assert_eq!(before.private_key.unwrap().public(), key.public());
         store.save_identity(&identity(key.clone())).unwrap();
-        let loaded = store.load(&SystemClock).unwrap().identity.unwrap();
+        let loaded = store.load(&SystemClock, None).unwrap().identity.unwrap();
         assert_eq!(loaded.node_id.as_str(), "n_1");
         assert_eq!(loaded.private_key.public(), key.public());
         assert_eq!(loaded.secret_key.as_str(), "FfxsQVb4qzEtMrwtB9h1FuRCqcLEShg6onJZXHGwlGo=");
+    }
+
+    #[test]
+    fn a_pending_key_becomes_the_key_only_once_it_is_confirmed() {
+        let (folder, store) = store();
+        let [old, new, other] = [(); 3].map(|()| PrivateKey::generate().unwrap());
+        store.save_key(&old).unwrap();
+        store.save_identity(&identity(old.clone())).unwrap();
+        store.save_pending_key(&new).unwrap();
+        for confirmed in [None, Some(old.public()), Some(other.public())] {
+            let loaded = store.load(&SystemClock, confirmed).unwrap();
+            assert_eq!(loaded.identity.unwrap().private_key.public(), old.public());
+            assert_eq!(loaded.pending_key.unwrap().public(), new.public());
+        }
+        for _ in 0..2 {
+            let loaded = store.load(&SystemClock, Some(new.public())).unwrap();
+            assert_eq!(loaded.identity.unwrap().private_key.public(), new.public());
+            assert!(loaded.pending_key.is_none());
+        }
+        store.save_pending_key(&other).unwrap();
+        std::fs::write(folder.path().join(PENDING_KEY_FILE), "half a k").unwrap();
+        let loaded = store.load(&SystemClock, Some(new.public())).unwrap();
+        assert_eq!(loaded.identity.unwrap().private_key.public(), new.public());
+        assert!(loaded.pending_key.is_none() && loaded.problem.is_none());
+        store.save_pending_key(&other).unwrap();
+        store.remove_pending_key().unwrap();
+        store.remove_pending_key().unwrap();
+        assert!(store.load(&SystemClock, None).unwrap().pending_key.is_none());
     }
 
     #[test]
@@ -174,7 +241,7 @@ mod tests {
         store.save_identity(&identity(key)).unwrap();
         for (file, word) in [(IDENTITY_FILE, "identity file"), (KEY_FILE, "key file")] {
             std::fs::write(folder.path().join(file), "").unwrap();
-            let loaded = store.load(&SystemClock).unwrap();
+            let loaded = store.load(&SystemClock, None).unwrap();
             assert!(loaded.identity.is_none());
             let problem = loaded.problem.unwrap();
             assert!(problem.contains(word) && problem.contains("plexd-ctl join"), "{problem}");

@@ -50,7 +50,10 @@ impl Kernel {
                 Err(error) => {
                     tracing::debug!(%error, "step failed");
                     outcome.errors.push(error);
-                    if matches!(step, Step::ReplacePolicy | Step::CreateInterface | Step::Configure) {
+                    if matches!(
+                        step,
+                        Step::ReplacePolicy | Step::CreateInterface | Step::Configure | Step::Rekey(_)
+                    ) {
                         break;
                     }
                 }
@@ -76,6 +79,7 @@ impl Kernel {
             Step::RemovePolicy => self.firewall.remove().await,
             Step::CreateInterface => self.wireguard.ensure().await.map(|_| ()),
             Step::Configure => self.wireguard.configure(&wanted.device).await,
+            Step::Rekey(changes) => self.wireguard.rekey(&wanted.device, changes).await,
             Step::Peers(changes) => self.wireguard.apply(changes).await,
             Step::AddAddress(address) => self.network.add_address(interface, *address).await,
             Step::RemoveAddress(address) => self.network.remove_address(interface, *address).await,

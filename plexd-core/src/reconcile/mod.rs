@@ -178,8 +178,7 @@ impl Reconciler {
     }
 
     async fn reconcile(&mut self, cause: Cause) {
-        let Some(identity) = self.wiring.identity.borrow_and_update().clone() else { return };
-        let desired = Arc::clone(&self.wiring.desired.borrow_and_update());
+        let Some((identity, desired)) = self.aims() else { return };
         self.resolve_endpoints(&desired).await;
         let Some(wanted) = self.wanted(&desired, &identity) else { return };
         let mut errors = Vec::new();
@@ -194,6 +193,13 @@ impl Reconciler {
         }
         self.wanted = Some(wanted);
         self.tell_drift(cause, outcome.corrections);
+    }
+
+    /// Returns who the node is and what the control plane wants, the two of one moment: a rotation of the node's key
+    /// changes the peers while nobody can look at the identity (see [`crate::state::PublishIdentity`]).
+    fn aims(&mut self) -> Option<(Arc<Identity>, Arc<Desired>)> {
+        let identity = self.wiring.identity.borrow_and_update();
+        Some((identity.clone()?, Arc::clone(&self.wiring.desired.borrow_and_update())))
     }
 
     /// Returns what is wanted, with the newest policies that can be compiled.
