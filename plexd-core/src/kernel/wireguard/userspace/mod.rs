@@ -190,6 +190,21 @@ impl Shared {
         Ok(())
     }
 
+    /// Notes the key that was set, and whether the socket is open.
+    fn configured(
+        &self,
+        config: &DeviceConfig,
+        result: Result<(), device::Error>,
+    ) -> Result<(), KernelError> {
+        let mut state = self.state();
+        state.public_key = Some(config.private_key.public());
+        state.bound = result.is_ok();
+        result.map_err(|error| {
+            let object = format!("UDP port {} for {}", config.listen_port, self.interface);
+            KernelError::new("listen on", object, into_io(error))
+        })
+    }
+
     /// Returns the device for a change of its peers, which takes a private key.
     fn device_with_key(&self) -> io::Result<Arc<Device>> {
         let device = self.device()?;
@@ -263,12 +278,7 @@ impl WireGuard for UserspaceWireGuard {
                 }
             })
             .await;
-        let mut state = shared.state();
-        state.public_key = Some(config.private_key.public());
-        state.bound = result.is_ok();
-        result.map_err(|error| {
-            KernelError::new("listen on", format!("UDP port {port} for {}", shared.interface), into_io(error))
-        })
+        shared.configured(config, result)
     }
 
     async fn apply(&self, changes: &[PeerChange]) -> Result<(), KernelError> {
@@ -284,7 +294,8 @@ impl WireGuard for UserspaceWireGuard {
     }
 
     /// The peers go first: a preshared key counts from the next handshake on, and the sessions live until the key is
-    /// replaced, whose socket gotatun opens anew.
+    /// replaced. Meanwhile the device is suspended: gotatun opens its socket anew for a new key, and a handshake that
+    /// the old socket's tasks began with the new key would fail, and be begun again after 5 s only.
     async fn rekey(&self, config: &DeviceConfig, changes: &[PeerChange]) -> Result<(), KernelError> {
         let shared = &*self.shared;
         let failed = || shared.failed("change the peers of");
@@ -292,7 +303,23 @@ impl WireGuard for UserspaceWireGuard {
         for changes in changes.chunks(BATCH) {
             shared.edit(&device, changes).await.map_err(failed())?;
         }
-        self.configure(config).await?;
+        if shared.state().known.is_empty() {
+            // Without peers gotatun would resume without a socket.
+            return self.configure(config).await;
+        }
+        shared.state().bound = false;
+        device.suspend().await;
+        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
+        let replaced = device
+            .write(async |device: &mut DeviceWrite<'_, Transports>| {
+                device.set_private_key(private_key).await;
+                if config.listen_port != 0 {
+                    device.set_listen_port(config.listen_port);
+                }
+            })
+            .await;
+        let resumed = device.resume().await;
+        shared.configured(config, replaced.and(resumed))?;
         let kept_alive = shared.state().known.kept_alive();
         shared.initiate(&kept_alive).await;
         Ok(())
