@@ -27,6 +27,10 @@ use crate::types::{PrivateKey, PublicKey};
 #[cfg(doc)]
 use crate::state::OwnKey;
 
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;
+
 /// Name of the problem on the board.
 const PROBLEM: &str = "rotation";
 

@@ -310,8 +310,12 @@ async fn failures_are_tried_again_with_the_same_key_also_after_a_restart() {
         plane.set_fault(fault).await;
         process.rotation.advance().await;
         assert!(process.rotation.not_before > Instant::now() + Duration::from_millis(500), "it waits");
-        let shown = process.board.problems().iter().map(|problem| problem.message.clone()).collect::<String>();
-        assert!(shown.contains("has not confirmed") && shown.contains("the old key stays in force"), "{shown}");
+        let shown =
+            process.board.problems().iter().map(|problem| problem.message.clone()).collect::<String>();
+        assert!(
+            shown.contains("has not confirmed") && shown.contains("the old key stays in force"),
+            "{shown}"
+        );
         process.crash().await;
         process = Process::start(&plane);
         assert_eq!(process.key(), plane.identity.private_key.public());

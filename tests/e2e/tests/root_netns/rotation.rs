@@ -74,7 +74,10 @@ fn by_event(mesh: &Mesh) {
 
 #[expect(clippy::print_stdout, reason = "the figures are what `make bench-control` shows")]
 fn show(what: &str, loss: Loss) {
-    println!("{what}: {} of {} datagrams lost, longest gap {} ms", loss.lost, loss.sent, loss.longest_gap_ms);
+    println!(
+        "{what}: {} of {} datagrams lost, longest gap {} ms (senders up to {} ms late)",
+        loss.lost, loss.sent, loss.longest_gap_ms, loss.latest_ms
+    );
 }
 
 /// Rotates under traffic, and returns what was lost.
