@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::{Batch, Counts, Entry, Reports};
 use crate::control::backoff::Backoff;
 use crate::control::client::ClientError;
-use crate::control::session::{Session, pause};
+use crate::control::session::Session;
 use crate::control::wire::{ReportEntry, ReportSyncRequest};
 use crate::status::Subsystem;
 use crate::supervisor::Shutdown;
@@ -46,7 +46,7 @@ impl ReportSync {
                 () = shutdown.cancelled() => return Ok(()),
                 changed = self.counts.wait_for(|counts| counts.pending > 0) => { changed?; }
             }
-            if !pause(std::mem::replace(&mut debounce, self.debounce), &shutdown).await {
+            if !self.session.pause(std::mem::replace(&mut debounce, self.debounce), &shutdown).await {
                 return Ok(());
             }
             // Cancel safe: what was not confirmed is sent again by the next process.
@@ -81,7 +81,7 @@ impl ReportSync {
                 Err(error) if error.is_final() => self.send_one_by_one(batch, shutdown).await,
                 Err(error) => {
                     let delay = self.session.failed(&error, &mut backoff);
-                    if !pause(delay, shutdown).await {
+                    if !self.session.pause(delay, shutdown).await {
                         return;
                     }
                 }

@@ -45,6 +45,16 @@ impl Session {
         }
     }
 
+    /// Waits, but not beyond the moment the node gets another identity; returns whether to go on.
+    pub async fn pause(&mut self, delay: Duration, shutdown: &Shutdown) -> bool {
+        // Cancel safe: nothing is lost with a timer, and the identity is read anew.
+        tokio::select! {
+            () = shutdown.cancelled() => false,
+            () = tokio::time::sleep(delay) => true,
+            changed = self.identity.changed() => changed.is_ok(),
+        }
+    }
+
     /// Notes that the control plane answered.
     pub fn answered(&self) {
         self.board.control(|control| {
@@ -76,14 +86,5 @@ impl Session {
         self.board.raise(Subsystem::ControlPlane, "unreachable", error.to_string());
         let own = backoff.next(backoff::random());
         error.retry_after().unwrap_or(own)
-    }
-}
-
-/// Waits; returns whether to go on.
-pub async fn pause(delay: Duration, shutdown: &Shutdown) -> bool {
-    // Cancel safe: nothing is lost with a timer.
-    tokio::select! {
-        () = shutdown.cancelled() => false,
-        () = tokio::time::sleep(delay) => true,
     }
 }
