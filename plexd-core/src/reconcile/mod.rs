@@ -3,11 +3,12 @@
 
 mod apply;
 pub mod drift;
+mod names;
 mod plan;
 mod status;
 mod wanted;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,11 +23,11 @@ use crate::policy::PolicySet;
 use crate::state::Desired;
 use crate::status::{Board, Subsystem};
 use crate::supervisor::Shutdown;
-use crate::types::Endpoint;
 
 use drift::Correction;
-use plan::{LastEndpoints, Observed};
-use wanted::{Input, Resolved, Wanted};
+use names::Names;
+use plan::{LastEndpoints, Observed, Reading};
+use wanted::{Input, Wanted};
 
 pub use apply::Kernel;
 pub use status::{MeshStatus, PeerStatus};
@@ -36,9 +37,6 @@ const QUEUE: usize = 16;
 
 /// How long changes of the kernel are gathered before they are looked at: `nft -f` or a network manager makes many.
 const SETTLE: Duration = Duration::from_millis(100);
-
-/// How long the resolution of one endpoint's name may take.
-const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Asks the reconciler. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -100,13 +98,22 @@ pub struct Reconciler {
     backend_reason: String,
     wiring: Wiring,
     requests: mpsc::Receiver<Request>,
-    resolved: Resolved,
+    names: Names,
+    goal: Option<Goal>,
     last_endpoints: LastEndpoints,
     /// The newest policies that could be compiled.
     policies: Arc<PolicySet>,
     /// What the kernel should have, as of the last reconciliation.
     wanted: Option<Wanted>,
     last_success: Option<Instant>,
+}
+
+/// What is reconciled to. A change of it is taken up by a reconciliation of its own, so that one that only checks never
+/// takes news for drift.
+#[derive(Debug, Clone)]
+struct Goal {
+    identity: Arc<Identity>,
+    desired: Arc<Desired>,
 }
 
 /// Why a reconciliation is made; decides whether what it corrects is drift.
@@ -130,7 +137,8 @@ impl Reconciler {
             backend_reason,
             wiring,
             requests,
-            resolved: Resolved::new(),
+            names: Names::default(),
+            goal: None,
             last_endpoints: LastEndpoints::new(),
             policies: Arc::default(),
             wanted: None,
@@ -141,8 +149,6 @@ impl Reconciler {
 
     /// Brings the kernel to the last known state; to be awaited before the node says it is ready.
     pub async fn start(&mut self) {
-        self.wiring.desired.mark_unchanged();
-        self.wiring.identity.mark_unchanged();
         self.reconcile(Cause::Start).await;
     }
 
@@ -163,6 +169,11 @@ impl Reconciler {
                     while self.wiring.kernel_changes.try_recv().is_ok() {}
                     self.reconcile(Cause::Check).await;
                 }
+                found = self.names.found() => {
+                    if found == names::Found::Changed {
+                        self.reconcile(Cause::Change).await;
+                    }
+                }
                 Some(request) = self.requests.recv() => match request {
                     Request::Reconcile => self.reconcile(Cause::Check).await,
                     // Callers that no longer wait are no error.
@@ -178,13 +189,18 @@ impl Reconciler {
     }
 
     async fn reconcile(&mut self, cause: Cause) {
-        let Some(identity) = self.wiring.identity.borrow_and_update().clone() else { return };
-        let desired = Arc::clone(&self.wiring.desired.borrow_and_update());
-        self.resolve_endpoints(&desired).await;
+        if cause != Cause::Check {
+            self.take_up_news();
+        }
+        let Some(Goal { identity, desired }) = self.goal.clone() else { return };
         let Some(wanted) = self.wanted(&desired, &identity) else { return };
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
-        let plan = plan::plan(&wanted, &observed, &self.last_endpoints, SystemTime::now());
+        let now = SystemTime::now();
+        let plan = plan::plan(&wanted, &observed, &self.last_endpoints, now);
+        self.names.ask_for(&desired, |peer| {
+            cause == Cause::Check && wanted.peers.contains_key(peer) && !plan::is_heard(&observed, peer, now)
+        });
         let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
         errors.extend(outcome.errors);
         self.report(&errors, &outcome.conflicts, outcome.without_log);
@@ -196,6 +212,12 @@ impl Reconciler {
         self.tell_drift(cause, outcome.corrections);
     }
 
+    fn take_up_news(&mut self) {
+        let identity = self.wiring.identity.borrow_and_update().clone();
+        let desired = Arc::clone(&self.wiring.desired.borrow_and_update());
+        self.goal = identity.map(|identity| Goal { identity, desired });
+    }
+
     /// Returns what is wanted, with the newest policies that can be compiled.
     fn wanted(&mut self, desired: &Desired, identity: &Identity) -> Option<Wanted> {
         let input = |policies| Input {
@@ -204,7 +226,7 @@ impl Reconciler {
             identity,
             mesh: &self.config.mesh,
             settings: self.config.policy,
-            resolved: &self.resolved,
+            resolved: self.names.resolved(),
         };
         match input(&desired.policies).wanted() {
             Ok(wanted) => {
@@ -230,13 +252,9 @@ impl Reconciler {
         let mut keep = |result: Result<_, KernelError>| result.map_err(|error| errors.push(error)).ok();
         let empty = crate::policy::Table::default();
         let table = keep(self.kernel.firewall.observe(wanted.table.as_ref().unwrap_or(&empty)).await);
-        let device = self.kernel.wireguard.observe().await;
-        let link = self.kernel.network.observe(&self.config.mesh.interface).await;
-        Observed {
-            table,
-            device: device.map_err(|error| errors.push(error)).ok().flatten(),
-            link: link.map_err(|error| errors.push(error)).ok().flatten(),
-        }
+        let device = reading(self.kernel.wireguard.observe().await, errors);
+        let link = reading(self.kernel.network.observe(&self.config.mesh.interface).await, errors);
+        Observed { table, device, link }
     }
 
     fn report(&self, errors: &[KernelError], conflicts: &[crate::kernel::RouteConflict], without_log: bool) {
@@ -273,26 +291,6 @@ impl Reconciler {
         }
     }
 
-    /// Resolves endpoints that are names. Those that are known stay as they are while they work.
-    async fn resolve_endpoints(&mut self, desired: &Desired) {
-        let names: BTreeSet<&Endpoint> = desired
-            .peers
-            .values()
-            .filter_map(|peer| peer.endpoint.as_ref())
-            .filter(|endpoint| {
-                matches!(endpoint, Endpoint::Name { .. }) && !self.resolved.contains_key(endpoint)
-            })
-            .collect();
-        let found = futures_util::future::join_all(
-            names.into_iter().map(async |name| (name.clone(), resolve(name).await)),
-        );
-        for (name, address) in found.await {
-            if let Some(address) = address {
-                self.resolved.insert(name, address);
-            }
-        }
-    }
-
     async fn tear_down(&mut self) {
         if let Err(error) = self.kernel.wireguard.remove().await {
             tracing::warn!(%error, "interface left behind");
@@ -325,8 +323,16 @@ fn endpoints(wanted: &Wanted) -> BTreeMap<crate::types::PublicKey, SocketAddr> {
     wanted.peers.iter().filter_map(|(key, peer)| Some((*key, peer.config.endpoint?))).collect()
 }
 
-async fn resolve(endpoint: &Endpoint) -> Option<SocketAddr> {
-    let Endpoint::Name { host, port } = endpoint else { return None };
-    let lookup = tokio::net::lookup_host((&**host, *port));
-    tokio::time::timeout(RESOLVE_DEADLINE, lookup).await.ok()?.ok()?.next()
+fn reading<T>(result: Result<Option<T>, KernelError>, errors: &mut Vec<KernelError>) -> Reading<T> {
+    match result {
+        Ok(Some(there)) => Reading::There(there),
+        Ok(None) => Reading::Absent,
+        Err(error) => {
+            errors.push(error);
+            Reading::Unreadable
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;
