@@ -54,6 +54,9 @@ const DEREGISTER_DEADLINE: Duration = Duration::from_secs(10);
 /// Drift reports that may wait.
 const DRIFT_QUEUE: usize = 64;
 
+/// How long threads have to finish once everything has stopped.
+const THREADS_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Threads that run tasks; WireGuard in user space encrypts on them.
 const WORKERS: usize = 2;
 
@@ -82,7 +85,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(Arc::new(config), acquired))
+    let result = runtime.block_on(serve(Arc::new(config), acquired));
+    // A thread that hangs in the kernel or a name server must not keep the process, nor the reason it ends for.
+    runtime.shutdown_timeout(THREADS_DEADLINE);
+    result
 }
 
 fn start_log(level: LogLevel) {

@@ -142,8 +142,12 @@ pub fn open_database(path: &Path) -> Result<Database, StorageError> {
         .open(path)
         .map_err(error)?;
     let backend = redb::backends::FileBackend::new(file);
-    let created = backend
-        .and_then(|backend| redb::Builder::new().set_cache_size(DATABASE_CACHE).create_with_backend(backend));
+    let created = backend.and_then(|backend| {
+        // Without the check an open may panic on a damaged file instead of telling.
+        let mut builder = redb::Builder::new();
+        builder.set_cache_size(DATABASE_CACHE).set_check_integrity_on_open(true);
+        builder.create_with_backend(backend)
+    });
     created.map_err(|source| match source {
         redb::DatabaseError::DatabaseAlreadyOpen => error(io::Error::new(
             io::ErrorKind::ResourceBusy,

@@ -103,6 +103,8 @@ pub struct Reconciler {
     last_endpoints: LastEndpoints,
     /// The newest policies that could be compiled.
     policies: Arc<PolicySet>,
+    /// Why newer ones could not.
+    refused: Option<String>,
     /// What the kernel should have, as of the last reconciliation.
     wanted: Option<Wanted>,
     last_success: Option<Instant>,
@@ -141,6 +143,7 @@ impl Reconciler {
             goal: None,
             last_endpoints: LastEndpoints::new(),
             policies: Arc::default(),
+            refused: None,
             wanted: None,
             last_success: None,
         };
@@ -193,7 +196,7 @@ impl Reconciler {
             self.take_up_news();
         }
         let Some(Goal { identity, desired }) = self.goal.clone() else { return };
-        let Some(wanted) = self.wanted(&desired, &identity) else { return };
+        let wanted = self.wanted(&desired, &identity);
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
         let now = SystemTime::now();
@@ -218,8 +221,11 @@ impl Reconciler {
         self.goal = identity.map(|identity| Goal { identity, desired });
     }
 
-    /// Returns what is wanted, with the newest policies that can be compiled.
-    fn wanted(&mut self, desired: &Desired, identity: &Identity) -> Option<Wanted> {
+    /// Returns what is wanted, with the newest policies that can be compiled: those of the state, else the last that could,
+    /// else none, which denies (unless the default is to allow). What the control plane takes away is taken away in any
+    /// case.
+    fn wanted(&mut self, desired: &Desired, identity: &Identity) -> Wanted {
+        let none = Arc::default();
         let input = |policies| Input {
             desired,
             policies,
@@ -228,24 +234,36 @@ impl Reconciler {
             settings: self.config.policy,
             resolved: self.names.resolved(),
         };
-        match input(&desired.policies).wanted() {
+        let error = match input(&desired.policies).wanted() {
             Ok(wanted) => {
                 self.policies = Arc::clone(&desired.policies);
+                self.refused = None;
                 self.wiring.board.clear(Subsystem::Policy, "compile");
-                Some(wanted)
+                return wanted;
             }
-            Err(error) => {
-                let message = format!(
-                    "the newest policy set cannot be enforced, the one before stays in force: {error}"
-                );
-                self.wiring.board.raise(Subsystem::Policy, "compile", message);
-                // At worst the empty set, which denies (unless the default is to allow).
-                input(&self.policies)
-                    .wanted()
-                    .inspect_err(|error| tracing::error!(%error, "no policy compiles"))
-                    .ok()
-            }
+            Err(error) => error.to_string(),
+        };
+        let (policies, wanted) = if let Ok(wanted) = input(&self.policies).wanted() {
+            (Arc::clone(&self.policies), wanted)
+        } else {
+            let wanted = input(&none)
+                .wanted()
+                .expect("no rules always compile: the configuration has checked the interface's name");
+            (Arc::clone(&none), wanted)
+        };
+        let consequence = if policies.policies.is_empty() {
+            "none is in force, so the default decides"
+        } else {
+            "the one before stays in force"
+        };
+        self.policies = policies;
+        let message = format!("the newest policy set cannot be enforced, {consequence}: {error}");
+        self.wiring.board.raise(Subsystem::Policy, "compile", message);
+        if self.refused.as_ref() != Some(&error) {
+            self.send_drift(vec![Correction::new(drift::Kind::PolicyRejected, error.clone())]);
+            self.refused = Some(error);
         }
+        wanted
     }
 
     async fn observe(&self, wanted: &Wanted, errors: &mut Vec<KernelError>) -> Observed {
@@ -283,11 +301,15 @@ impl Reconciler {
                 for correction in &corrections {
                     tracing::info!(kind = correction.kind.as_str(), detail = correction.detail, "corrected");
                 }
-                if self.wiring.drift.try_send(corrections).is_err() {
-                    tracing::warn!("drift report dropped: earlier ones are still unsent");
-                }
+                self.send_drift(corrections);
             }
             Cause::Start | Cause::Change => tracing::info!(changes = corrections.len(), "mesh updated"),
+        }
+    }
+
+    fn send_drift(&self, corrections: Vec<Correction>) {
+        if self.wiring.drift.try_send(corrections).is_err() {
+            tracing::warn!("drift report dropped: earlier ones are still unsent");
         }
     }
 
@@ -307,6 +329,7 @@ impl Reconciler {
             backend_reason: self.backend_reason.clone(),
             peers: status::peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device),
             policies: Arc::clone(&self.policies),
+            refused: self.refused.clone(),
             last_success: self.last_success,
         }
     }

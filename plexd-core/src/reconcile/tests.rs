@@ -231,6 +231,21 @@ async fn a_table_that_cannot_be_read_or_replaced_keeps_the_interface_down() {
 }
 
 #[tokio::test]
+async fn a_peer_that_is_gone_loses_its_tunnel_even_where_policy_cannot_be_put_in_place() {
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().table = None;
+    rig.kernel.state().failing.insert("replace table");
+    rig.change(|desired| {
+        desired.without_b();
+        desired.peers.insert("n_d".parse().unwrap(), Arc::new(peer("n_d", 4, None)));
+    });
+    rig.reconciler.reconcile(Cause::Change).await;
+    let peers: Vec<PublicKey> = rig.kernel.state().device.as_ref().unwrap().peers.keys().copied().collect();
+    assert_eq!(peers, [key(3)], "n_b is gone, and n_d not added");
+    assert_eq!(rig.kernel.take_calls(), ["replace table", "apply peers", "remove routes"]);
+}
+
+#[tokio::test]
 async fn what_a_check_puts_right_is_reported_in_order() {
     let mut rig = started(ALLOW).await;
     {
@@ -315,7 +330,10 @@ async fn a_set_that_cannot_be_compiled_leaves_the_one_before_in_force() {
     assert_eq!(rig.kernel.state().table, table);
     assert_eq!(rig.kernel.state().device.as_ref().unwrap().peers.len(), 2);
     assert!(rig.problems().contains("the one before stays in force"), "{}", rig.problems());
-    assert_eq!(rig.reconciler.status().await.policies.rules().count(), 1);
+    let status = rig.reconciler.status().await;
+    assert_eq!(status.policies.rules().count(), 1);
+    assert!(status.refused.unwrap().contains("more than 20000"));
+    assert_eq!(rig.told(), ["policy_rejected"], "told once, not with every pass");
     // Peers go on under the old set.
     rig.change(Desired::without_b);
     rig.reconciler.reconcile(Cause::Change).await;
@@ -333,6 +351,7 @@ async fn a_set_that_cannot_be_compiled_at_start_denies_everything() {
     rig.reconciler.start().await;
     assert!(rig.kernel.state().table.is_some());
     assert!(rig.kernel.state().device.as_ref().unwrap().peers.is_empty());
+    assert!(rig.problems().contains("none is in force"), "{}", rig.problems());
 }
 
 #[tokio::test]
@@ -348,7 +367,7 @@ async fn the_status_is_the_kernels_now() {
         (peer.rx_bytes, peer.tx_bytes) = (10, 20);
     }
     let status = rig.reconciler.status().await;
-    assert_eq!((status.peers_up(), status.counters.is_some()), (1, true));
+    assert_eq!((status.peers_up(), rig.reconciler.counters().await.is_some()), (1, true));
     let [up, hidden] = status.peers.as_slice() else { panic!("{:?}", status.peers) };
     assert_eq!((up.id.as_str(), up.endpoint.as_deref()), ("n_b", Some("198.51.100.1:7")));
     assert!(up.configured && up.problem.is_none() && (up.rx_bytes, up.tx_bytes) == (10, 20));
@@ -356,7 +375,7 @@ async fn the_status_is_the_kernels_now() {
     rig.kernel.state().peer(key(2)).last_handshake = Some(SystemTime::now() - plan::FRESH);
     rig.kernel.state().edited = Some("x".to_owned());
     let status = rig.reconciler.status().await;
-    assert_eq!((status.peers_up(), status.counters.is_none()), (0, true));
+    assert_eq!((status.peers_up(), rig.reconciler.counters().await.is_none()), (0, true));
     rig.kernel.state().failing.extend(OBSERVE);
     let status = rig.reconciler.status().await;
     assert_eq!((status.peers.len(), status.peers_up()), (2, 0));

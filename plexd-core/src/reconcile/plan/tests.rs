@@ -24,6 +24,7 @@ fn private(seed: u8) -> PrivateKey {
     PrivateKey::from_base64(&base64::engine::general_purpose::STANDARD.encode([seed; 32])).unwrap()
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "as it is observed")]
 fn same() -> Option<ObservedTable> {
     Some(ObservedTable::Same { counters: Counters::default() })
 }
