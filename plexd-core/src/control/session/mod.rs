@@ -77,13 +77,17 @@ impl Session {
         let own = backoff.next(backoff::random());
         error.retry_after().unwrap_or(own)
     }
-}
 
-/// Waits; returns whether to go on.
-pub async fn pause(delay: Duration, shutdown: &Shutdown) -> bool {
-    // Cancel safe: nothing is lost with a timer.
-    tokio::select! {
-        () = shutdown.cancelled() => false,
-        () = tokio::time::sleep(delay) => true,
+    /// Waits, but no longer for what another identity had to wait for; returns whether to go on.
+    pub async fn pause(&mut self, delay: Duration, shutdown: &Shutdown) -> bool {
+        // Cancel safe: nothing is lost with a timer, and a change that was seen ends the wait.
+        tokio::select! {
+            () = shutdown.cancelled() => false,
+            () = tokio::time::sleep(delay) => true,
+            Ok(()) = self.identity.changed() => true,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Session, pause};
+use super::Session;
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{ClientError, EventStream};
 use crate::control::sse::Item;
@@ -37,6 +37,7 @@ impl StreamReader {
             self.set(Stream::Connecting);
             let started = Instant::now();
             let last = self.state.last_event_id();
+            let mut replaced = self.session.identity.clone();
             // Cancel safe: an event that was not handled completely is replayed after the last one that was.
             let ended = tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -45,16 +46,15 @@ impl StreamReader {
                     self.session.answered();
                     self.read(stream, &mut backoff).await
                 } => ended,
+                Ok(()) = replaced.changed() => Ok(()),
             };
             self.set(Stream::Disconnected);
+            if started.elapsed() >= GOOD {
+                backoff.reset();
+            }
             let delay = match ended {
                 Ok(()) => backoff.next(backoff::random()),
-                Err(error) => {
-                    if started.elapsed() >= GOOD {
-                        backoff.reset();
-                    }
-                    self.session.failed(&error, &mut backoff)
-                }
+                Err(error) => self.session.failed(&error, &mut backoff),
             };
             if let Some(last_byte) = self.session.board.control_status().last_byte {
                 down_since = down_since.max(last_byte);
@@ -64,7 +64,7 @@ impl StreamReader {
                     "there has been no event stream for 5 minutes; changes arrive by the periodic pull only";
                 self.session.board.raise(Subsystem::ControlPlane, "stream", message);
             }
-            if !pause(delay, &shutdown).await {
+            if !self.session.pause(delay, &shutdown).await {
                 break;
             }
         }
