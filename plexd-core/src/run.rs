@@ -266,10 +266,12 @@ fn open(
 ) -> anyhow::Result<Opened> {
     let shutdown = supervisor.shutdown();
     let directory = DataDir::open(&config.data_dir)?;
-    let (state, keeper) = State::open(&directory.file("state.redb"), Arc::clone(clock), board.clone())?;
     let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
+    let state_path = directory.file("state.redb");
     let store = IdentityStore::new(directory);
     let loaded = store.load(clock.as_ref())?;
+    let registered = loaded.identity.as_ref().map(|identity| identity.signing_key);
+    let (state, keeper) = State::open(&state_path, Arc::clone(clock), board.clone(), registered)?;
     let (enroller, identity, join) =
         Enroller::new(store, loaded, token, client.clone(), machine.clone(), state.clone(), board.clone());
     supervisor.spawn("state", keeper.run(shutdown.clone()));

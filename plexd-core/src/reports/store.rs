@@ -99,12 +99,11 @@ impl Batch {
 }
 
 impl Store {
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        let mut store = Self { path: path.into(), database: None };
-        let database = storage::open_database(path)?;
+    /// Opens the database; one that is damaged is set aside. Returns also what was set aside.
+    pub(super) fn open(path: &Path, now: jiff::Timestamp) -> Result<(Self, Option<PathBuf>), OpenError> {
+        let (database, aside) = storage::open_or_set_aside(path, now)?;
         create_tables(&database).map_err(|source| StorageError::new("prepare", path, source))?;
-        store.database = Some(database);
-        Ok(store)
+        Ok((Self { path: path.into(), database: Some(database) }, aside))
     }
 
     /// Applies `writes` in one durable transaction. Each is judged as if those before it were done. If the

@@ -288,8 +288,35 @@ impl Desired {
                 changed_keys(&next.secret_refs, &self.secret_refs),
             ));
         }
-        next.sections = Arc::new(sections);
+        let known = self.sections.iter().map(|(name, section)| (name, section.get()));
+        if !known.eq(sections.iter().map(|(name, section)| (name, section.get()))) {
+            next.sections = Arc::new(sections);
+        }
         (next, corrections)
+    }
+
+    /// Returns whether nothing differs from `old`, of which this is a successor; costs by the number of differences.
+    pub(super) fn is_same_as(&self, old: &Self) -> bool {
+        let Self {
+            peers,
+            rejected_peers,
+            policies,
+            policies_rejected,
+            signing_keys,
+            metadata,
+            data,
+            secret_refs,
+            sections,
+        } = self;
+        (peers.ptr_eq(&old.peers) || *peers == old.peers)
+            && *rejected_peers == old.rejected_peers
+            && *policies == old.policies
+            && *policies_rejected == old.policies_rejected
+            && *signing_keys == old.signing_keys
+            && *metadata == old.metadata
+            && *data == old.data
+            && *secret_refs == old.secret_refs
+            && Arc::ptr_eq(sections, &old.sections)
     }
 
     /// Sets a peer. A key belongs to one peer: whoever had it under another id has lost it.
@@ -371,3 +398,6 @@ fn changed_keys<T: PartialEq>(new: &Ordered<T>, old: &Ordered<T>) -> String {
         more => format!("{shown} and {} more", more - 3),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -99,7 +99,7 @@ impl StateStore {
         let Some(database) = &self.database else { return Ok(()) };
         let transaction = database.begin_write().map_err(io::Error::other)?;
         let mut nonces = transaction.open_table(NONCES).map_err(io::Error::other)?;
-        nonces.retain(|_, expires| expires > until.as_millisecond()).map_err(io::Error::other)?;
+        nonces.retain(|_, expires| expires >= until.as_millisecond()).map_err(io::Error::other)?;
         drop(nonces);
         transaction.commit().map_err(io::Error::other)
     }
@@ -154,9 +154,15 @@ fn load(database: &Database) -> io::Result<Stored> {
     }
     desired.policies_rejected =
         value(POLICIES_REJECTED)?.map(|text| String::from_utf8_lossy(text.value()).into());
-    desired.signing_keys =
-        value(SIGNING_KEYS)?.and_then(|text| super::model::SigningKeys::from_disk(text.value()));
-    let last_event_id = value(LAST_EVENT)?.map(|text| String::from_utf8_lossy(text.value()).into_owned());
+    if let Some(text) = value(SIGNING_KEYS)? {
+        desired.signing_keys = super::model::SigningKeys::from_disk(text.value());
+        if desired.signing_keys.is_none() {
+            damaged.push("signing keys".to_owned());
+        }
+    }
+    let last_event_id = value(LAST_EVENT)?
+        .map(|text| String::from_utf8_lossy(text.value()).into_owned())
+        .filter(|id| !id.is_empty());
 
     let mut nonces = Nonces::default();
     for row in read.open_table(NONCES).map_err(io::Error::other)?.iter().map_err(io::Error::other)? {
@@ -282,7 +288,11 @@ fn write_mark(transaction: &WriteTransaction, mark: &EventMark) -> io::Result<()
     }
     if let Some((nonce, expires)) = &mark.nonce {
         let mut nonces = transaction.open_table(NONCES).map_err(io::Error::other)?;
-        nonces.insert(nonce.as_str(), expires.as_millisecond()).map_err(io::Error::other)?;
+        // The part of a millisecond that is cut off must not be a part in which the event could be replayed.
+        nonces.insert(nonce.as_str(), expires.as_millisecond() + 1).map_err(io::Error::other)?;
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,16 +45,6 @@ impl Session {
         }
     }
 
-    /// Waits, but not beyond the moment the node gets another identity; returns whether to go on.
-    pub async fn pause(&mut self, delay: Duration, shutdown: &Shutdown) -> bool {
-        // Cancel safe: nothing is lost with a timer, and the identity is read anew.
-        tokio::select! {
-            () = shutdown.cancelled() => false,
-            () = tokio::time::sleep(delay) => true,
-            changed = self.identity.changed() => changed.is_ok(),
-        }
-    }
-
     /// Notes that the control plane answered.
     pub fn answered(&self) {
         self.board.control(|control| {
@@ -87,4 +77,17 @@ impl Session {
         let own = backoff.next(backoff::random());
         error.retry_after().unwrap_or(own)
     }
+
+    /// Waits, but no longer for what another identity had to wait for; returns whether to go on.
+    pub async fn pause(&mut self, delay: Duration, shutdown: &Shutdown) -> bool {
+        // Cancel safe: nothing is lost with a timer, and a change that was seen ends the wait.
+        tokio::select! {
+            () = shutdown.cancelled() => false,
+            () = tokio::time::sleep(delay) => true,
+            Ok(()) = self.identity.changed() => true,
+        }
+    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,7 @@ use super::*;
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(&folder.path().join("reports.redb")).unwrap();
+    let store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
     (folder, store)
 }
 
@@ -128,7 +128,7 @@ fn everything_is_there_after_reopening_and_payloads_are_kept_byte_for_byte() {
     let payload = r#"{ "b":1.0,  "a":9007199254740993 }"#;
     one(&mut store, put("a/b", payload, None)).unwrap();
     drop(store);
-    let mut store = Store::open(&folder.path().join("reports.redb")).unwrap();
+    let mut store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
     let entries = store.entries().unwrap();
     assert_eq!(entries.len(), 1);
     assert_eq!(entries[0].payload, payload);
