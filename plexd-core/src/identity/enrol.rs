@@ -154,6 +154,8 @@ impl Enroller {
         let mut backoff = Backoff::new();
         let mut enrolment = self.board.enrolment_changes();
         loop {
+            // Before the look at it: what changes from here on ends the wait below.
+            enrolment.mark_unchanged();
             let pending = if self.needs_identity() { self.token.clone() } else { None };
             let wait = match pending {
                 None => {
@@ -171,13 +173,13 @@ impl Enroller {
                         }
                         Attempt::Failed { problem, retry_after } => {
                             self.board.raise(Subsystem::Enrolment, "register", problem);
+                            enrolment.mark_unchanged();
                             let own = backoff.next(backoff::random());
                             Some(retry_after.unwrap_or(own))
                         }
                     },
                 },
             };
-            enrolment.mark_unchanged();
             // Cancel safe: a join that was received is answered before the next round.
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),

@@ -89,7 +89,7 @@ impl ReportSync {
                     most = (batch.len() / 2).max(1);
                     Ok(())
                 }
-                Err(error) if error.is_final() => self.send_one_by_one(batch, shutdown).await,
+                Err(error) if concerns_content(&error) => self.send_one_by_one(batch, shutdown).await,
                 Err(error) => Err(Trouble::ControlPlane(error)),
             };
             let delay = match result {
@@ -114,7 +114,7 @@ impl ReportSync {
         for single in batch.split() {
             match self.send(&single, shutdown).await {
                 Ok(()) => self.confirm(single).await?,
-                Err(error) if error.is_final() => {
+                Err(error) if concerns_content(&error) => {
                     tracing::warn!(%error, "the control plane refuses a report; it stays on this node");
                     self.reports.mark_conflicted(single).await.map_err(Trouble::Storage)?;
                     self.tell_conflicts();
@@ -147,10 +147,19 @@ impl ReportSync {
     fn tell_conflicts(&self) {
         let conflicted = self.counts.borrow().conflicted;
         let problem = (conflicted > 0).then(|| {
-            format!("the control plane refused {conflicted} report entries for their version; write them again or delete them")
+            format!("the control plane refused {conflicted} report entries; write them again or delete them")
         });
         self.session.board.set(Subsystem::Reports, "conflicted", problem);
     }
+}
+
+/// Returns whether a refusal is about what was sent, so that other reports may fare better; anything else is about the node
+/// and concerns them all.
+fn concerns_content(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::Conflict { .. } | ClientError::TooLarge { .. } | ClientError::BadRequest { .. }
+    )
 }
 
 /// Renders an entry; `None` for one whose payload or time is not what the store lets in.

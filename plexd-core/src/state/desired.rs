@@ -2,6 +2,7 @@
 //! else changes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -15,7 +16,7 @@ use crate::reconcile::drift::{Correction, Kind};
 use crate::types::NodeId;
 
 /// What the control plane wants. Cheap to clone; entries that did not change are shared with the snapshot before.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Desired {
     /// Peers by id.
     pub peers: OrdMap<NodeId, Arc<Peer>>,
@@ -35,6 +36,22 @@ pub struct Desired {
     pub secret_refs: Ordered<SecretRef>,
     /// Sections of features to come, as received.
     pub sections: Arc<BTreeMap<&'static str, Box<RawValue>>>,
+}
+
+impl fmt::Debug for Desired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Sections may hold key material: only their names.
+        f.debug_struct("Desired")
+            .field("peers", &self.peers)
+            .field("policies", &self.policies)
+            .field("policies_rejected", &self.policies_rejected)
+            .field("signing_keys", &self.signing_keys)
+            .field("metadata", &self.metadata)
+            .field("data", &self.data)
+            .field("secret_refs", &self.secret_refs)
+            .field("sections", &self.sections.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Entries by key that also remember the control plane's order.

@@ -195,6 +195,16 @@ impl State {
 }
 
 impl StateKeeper {
+    /// Lets events be verified by the key that registration gave, where no state has told another: after a crash before the
+    /// first one was stored, or with the stored one set aside.
+    pub fn trust_at_first(&mut self, key: SigningPublicKey) {
+        if self.keeper.desired.signing_keys.is_none() {
+            let mut desired = Desired::clone(&self.keeper.desired);
+            desired.signing_keys = Some(SigningKeys::only(key));
+            self.keeper.desired = Arc::new(desired);
+        }
+    }
+
     /// Serves requests until asked to stop.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let Self { keeper, stop } = self;
@@ -251,7 +261,7 @@ impl Keeper {
         let event = match events::decode(&verified.event_type, &verified.payload) {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(event = verified.event_id, kind = verified.event_type, %error, "event has a bad payload");
+                tracing::debug!(event = verified.event_id, kind = verified.event_type, %error, "event has a bad payload");
                 return self.reject(id, Some(nonce), "payload", Pull::Yes);
             }
         };
@@ -262,8 +272,8 @@ impl Keeper {
         self.advance(Arc::new(applied.desired), EventMark { event_id: id, nonce: Some(nonce) });
         self.board.control(|control| {
             control.accepted += 1;
-            if let Some(kind) = applied.unsupported {
-                *control.unsupported.entry(kind).or_default() += 1;
+            if let Some(kind) = &applied.unsupported {
+                control.count_unsupported(kind);
             }
         });
         EventOutcome { rejected: None, pull: applied.pull, corrections: applied.corrections }
@@ -306,6 +316,8 @@ impl Keeper {
             corrections.retain(|correction| !correction.kind.is_local_state());
         }
         self.publish(Arc::new(next), None);
+        // What could not be read from disk is there again.
+        self.board.clear(Subsystem::Storage, "state");
         PullOutcome::Applied(corrections)
     }
 

@@ -160,7 +160,11 @@ fn metadata_and_data_are_upserted_by_key_and_the_state_is_pulled() {
 fn secret_references_are_upserted_by_key_and_the_state_is_pulled() {
     let after = apply(&state(), &Event::NodeSecretsUpdated(vec![secret("tls", 4), secret("db", 2)]));
     assert!(after.pull);
-    assert_eq!(listed(&after.desired.secret_refs), ["db", "tls"]);
+    assert_eq!(
+        listed(&after.desired.secret_refs),
+        ["tls", "db"],
+        "a set that names all is in the control plane's order"
+    );
     assert_eq!(after.desired.secret_refs.get("db").unwrap().version, 2);
 }
 

@@ -261,7 +261,8 @@ async fn a_refused_policy_set_is_a_problem_until_a_valid_one_comes_even_over_a_r
     let rig = Rig::new(&folder);
     rig.pull(FullState { policies: Ok(policies(80)), ..FullState::default() }).await;
     let bad = r#"[{"id":"p","rules":[{"src":"*","dst":"*","action":"maybe"}]}]"#;
-    assert_eq!(rig.send("evt-1", rig.envelope("policy_updated", "evt-1", bad)).await, ACCEPTED);
+    let outcome = rig.send("evt-1", rig.envelope("policy_updated", "evt-1", bad)).await;
+    assert_eq!((outcome.rejected, outcome.pull, outcome.corrections.len()), (None, false, 1));
     assert!(rig.problems().contains("the one before stays in force"), "{}", rig.problems());
     let rig = rig.restarted().await;
     assert!(rig.problems().contains("the one before stays in force"), "{}", rig.problems());
