@@ -56,7 +56,7 @@ impl Desired {
 }
 
 /// Node `n_a` with address 10.100.0.1.
-pub(super) fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     Identity {
         node_id: "n_a".parse().unwrap(),
         mesh_ip: [10, 100, 0, 1].into(),
@@ -66,7 +66,7 @@ pub(super) fn identity() -> Identity {
     }
 }
 
-pub(super) fn config(more: &str) -> Config {
+pub(crate) fn config(more: &str) -> Config {
     Config::from_text(&format!("api: https://cp.example\n{more}")).unwrap()
 }
 

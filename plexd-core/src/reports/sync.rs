@@ -172,3 +172,6 @@ fn wire(entry: &Entry) -> Option<ReportEntry> {
         updated_at: entry.updated_at.parse::<Timestamp>().ok()?,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -145,3 +145,22 @@ fn what_is_not_a_report_is_refused() {
         assert_eq!(one(&mut store, put(key, payload, None)), Err(Refusal::Invalid), "{key:?} {payload:?}");
     }
 }
+
+#[test]
+fn a_damaged_database_is_set_aside_and_a_new_one_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reports.redb");
+    let open = || Store::open(&path, jiff::Timestamp::UNIX_EPOCH);
+    let (mut store, _) = open().unwrap();
+    let writes = (0..200).map(|n| put(&format!("key-{n}"), "1", None)).collect();
+    store.commit(writes, "2026-01-15T10:30:00Z").unwrap();
+    drop(store);
+    let bytes = std::fs::read(&path).unwrap();
+    for damaged in [&bytes[..bytes.len() / 2], b"not a database"] {
+        std::fs::write(&path, damaged).unwrap();
+        let (mut store, aside) = open().unwrap();
+        assert_eq!(std::fs::read(aside.unwrap()).unwrap(), damaged);
+        assert_eq!(store.counts().unwrap(), Counts::default());
+        assert!(store.commit(vec![put("a", "1", None)], "2026-01-15T10:30:00Z").unwrap()[0].is_ok());
+    }
+}
