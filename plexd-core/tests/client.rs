@@ -34,6 +34,8 @@ enum Answer {
     Text(String),
     /// Writes it and leaves the connection open, while time runs as fast as it can.
     Hang(String),
+    /// Writes the head of a stream, then only comments, for longer than any deadline, then an event.
+    Comments,
 }
 
 struct Server {
@@ -113,6 +115,17 @@ async fn serve(
                 if text.is_empty() {
                     tokio::time::pause();
                 }
+                std::future::pending::<()>().await;
+            }
+            Answer::Comments => {
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hi\n\n";
+                stream.write_all(head.as_bytes()).await.unwrap();
+                for _ in 0..40 {
+                    tokio::time::sleep(Duration::from_secs(15)).await;
+                    stream.write_all(b": still here\n\n").await.unwrap();
+                }
+                stream.write_all(b"id: 8\ndata: {}\n\n").await.unwrap();
+                stream.flush().await.unwrap();
                 std::future::pending::<()>().await;
             }
         }
@@ -358,6 +371,22 @@ async fn an_event_stream_gives_its_items_and_ends_after_90_seconds_of_silence() 
     let error = stream.next(&|| {}).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { limit, .. } if limit == IDLE_TIMEOUT), "{error}");
     assert!(started.elapsed() + Duration::from_secs(5) > IDLE_TIMEOUT, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_of_nothing_but_comments_lives_on() {
+    let server = Server::start("127.0.0.1", vec![Answer::Comments]).await;
+    let mut stream = server.client().events(&who(), None).await.unwrap();
+    tokio::time::pause();
+    let started = Instant::now();
+    let heard = std::sync::atomic::AtomicUsize::new(0);
+    let count = || {
+        heard.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    };
+    let Ok(Some(Item::Event { id, .. })) = stream.next(&count).await else { panic!("no event") };
+    assert_eq!(id.as_deref(), Some("8"));
+    assert!(started.elapsed() >= Duration::from_mins(9), "{:?}", started.elapsed());
+    assert!(heard.into_inner() >= 40);
 }
 
 #[tokio::test]

@@ -154,21 +154,16 @@ impl AdminService {
         }
     }
 
-    fn policy_state(&self, policies: &policy::PolicySet) -> v1::PolicyState {
+    fn policy_state(&self, policies: &policy::PolicySet, refused: Option<&str>) -> v1::PolicyState {
         let settings = self.sources.config.policy;
+        let desired = self.sources.desired.borrow();
         v1::PolicyState {
             enabled: settings.enabled,
             default_action: settings.default.to_string(),
             policies: count(policies.policies.len()),
             rules: count(policies.rules().count()),
-            rejected: self
-                .sources
-                .desired
-                .borrow()
-                .policies_rejected
-                .as_deref()
-                .unwrap_or_default()
-                .to_owned(),
+            // Refused as it came, or when it was compiled.
+            rejected: desired.policies_rejected.as_deref().or(refused).unwrap_or_default().to_owned(),
         }
     }
 
@@ -210,7 +205,9 @@ impl Admin for AdminService {
             identity: Some(self.identity()),
             control_plane: Some(self.control_plane()),
             mesh: Some(self.mesh_state(mesh.as_ref())),
-            policy: Some(self.policy_state(&policies)),
+            policy: Some(
+                self.policy_state(&policies, mesh.as_ref().and_then(|mesh| mesh.refused.as_deref())),
+            ),
             reports: Some(v1::Reports {
                 entries: count(reports.entries),
                 pending: count(reports.pending),
@@ -254,7 +251,7 @@ impl Admin for AdminService {
         });
         Ok(Response::new(v1::ListPoliciesResponse {
             policies: policies.collect(),
-            state: Some(self.policy_state(&mesh.policies)),
+            state: Some(self.policy_state(&mesh.policies, mesh.refused.as_deref())),
             denied_packets: counters
                 .map_or(0, |counters| counters.named.values().map(|count| count.packets).sum()),
         }))

@@ -87,11 +87,16 @@ impl Rotation {
             // The process is stopping.
             std::future::pending::<()>().await;
         }
-        tokio::time::sleep_until(self.not_before).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(self.not_before) => {}
+            // What another identity had to wait for is over.
+            Ok(()) = self.session.identity.changed() => {}
+        }
     }
 
     /// Goes as far as it can. Whatever was done before it is dropped is on disk.
     pub(super) async fn advance(&mut self) {
+        self.session.identity.mark_unchanged();
         let Some(identity) = self.publish.borrow().clone() else { return };
         match self.stage.clone() {
             Stage::Idle => self.prepare(),
@@ -157,6 +162,7 @@ impl Rotation {
         let Ok(durability) = self.state.rotated(public, peers.accepted, publish).await else { return };
         tracing::info!(public_key = %public, "key rotated");
         self.stage = Stage::Swapped(public);
+        self.session.identity.mark_unchanged();
         self.session.board.clear(Subsystem::ControlPlane, PROBLEM);
         self.settle(durability);
         // Peers that were left out, and what changed between the answer and now.

@@ -1,5 +1,8 @@
 //! The identity on disk: `wireguard.key`, written before the node registers, `identity.json`, written before anything
-//! acts on the registration, and during a rotation `wireguard.key.pending`, the key that is to come. A damaged file is set aside and told, never replaced in silence.
+//! acts on the registration, and during a rotation `wireguard.key.pending`, the key that is to come. A damaged file is
+//! set aside and told, never replaced in silence.
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -46,43 +49,50 @@ impl IdentityStore {
         Self { directory }
     }
 
-    /// Reads what is there. A pending key that is the one the control plane `confirmed` last becomes the key: a crash
-    /// came between the two.
-    pub fn load(&self, clock: &dyn Clock, confirmed: Option<PublicKey>) -> Result<Loaded, StorageError> {
+    /// Reads what is there.
+    pub fn load(&self, clock: &dyn Clock) -> Result<Loaded, StorageError> {
         let key_path = self.directory.file(KEY_FILE);
         let identity_path = self.directory.file(IDENTITY_FILE);
         let mut loaded = Loaded { pending_key: self.load_pending_key(clock)?, ..Loaded::default() };
-        if let Some(key) = loaded.pending_key.take_if(|key| confirmed == Some(key.public())) {
-            self.promote_pending_key()?;
-            tracing::info!(public_key = %key.public(), "key rotation completed after a restart");
-        }
         if let Some(text) = storage::read(&key_path)? {
             loaded.private_key = parse_key(&text);
             if loaded.private_key.is_none() {
-                let aside = storage::set_aside(&key_path, clock.now())?;
-                loaded.problem = Some(format!(
-                    "the key file was damaged and is now {}; enrol again with a new token: plexd-ctl join",
-                    aside.display()
-                ));
+                loaded.problem = Some(set_aside("key", &key_path, clock)?);
             }
         }
         let Some(text) = storage::read(&identity_path)? else { return Ok(loaded) };
         match (parse_identity(&text), &loaded.private_key) {
             (Some(parsed), Some(key)) => loaded.identity = Some(parsed.with_key(key.clone())),
+            // An identity must never be found together with the key of a later attempt to enrol.
             (Some(_), None) => {
-                loaded.problem.get_or_insert_with(|| {
-                    "the key file is missing; enrol again with a new token: plexd-ctl join".to_owned()
-                });
-            }
-            (None, _) => {
                 let aside = storage::set_aside(&identity_path, clock.now())?;
-                loaded.problem = Some(format!(
-                    "the identity file was damaged and is now {}; enrol again with a new token: plexd-ctl join",
+                let message = format!(
+                    "the key file is missing, and the identity file useless without it (it is now {}); enrol again with a \
+                     new token: plexd-ctl join",
                     aside.display()
-                ));
+                );
+                loaded.problem.get_or_insert(message);
             }
+            (None, _) => loaded.problem = Some(set_aside("identity", &identity_path, clock)?),
         }
         Ok(loaded)
+    }
+
+    /// Makes a pending key that is the one the control plane `confirmed` last the node's: a crash came between the two.
+    pub fn complete_rotation(
+        &self,
+        loaded: &mut Loaded,
+        confirmed: Option<PublicKey>,
+    ) -> Result<(), StorageError> {
+        if let Some(key) = loaded.pending_key.take_if(|key| confirmed == Some(key.public())) {
+            self.promote_pending_key()?;
+            tracing::info!(public_key = %key.public(), "key rotation completed after a restart");
+            if let Some(identity) = &mut loaded.identity {
+                identity.private_key = key.clone();
+            }
+            loaded.private_key = Some(key);
+        }
+        Ok(())
     }
 
     /// Reads the pending key. One that is damaged is set aside: the control plane is asked to accept another.
@@ -133,10 +143,19 @@ impl IdentityStore {
     }
 }
 
-fn write_key(path: &std::path::Path, key: &PrivateKey) -> Result<(), StorageError> {
+fn write_key(path: &Path, key: &PrivateKey) -> Result<(), StorageError> {
     let mut text = key.to_base64();
     text.push('\n');
     storage::replace(path, text.as_bytes())
+}
+
+/// Sets a damaged file aside and says so.
+fn set_aside(what: &str, path: &Path, clock: &dyn Clock) -> Result<String, StorageError> {
+    let aside = storage::set_aside(path, clock.now())?;
+    let aside = aside.display();
+    Ok(format!(
+        "the {what} file was damaged and is now {aside}; enrol again with a new token: plexd-ctl join"
+    ))
 }
 
 fn parse_key(text: &[u8]) -> Option<PrivateKey> {
@@ -195,11 +214,11 @@ mod tests {
         let (_folder, store) = store();
         let key = PrivateKey::generate().unwrap();
         store.save_key(&key).unwrap();
-        let before = store.load(&SystemClock, None).unwrap();
+        let before = store.load(&SystemClock).unwrap();
         assert!(before.identity.is_none() && before.problem.is_none());
         assert_eq!(before.private_key.unwrap().public(), key.public());
         store.save_identity(&identity(key.clone())).unwrap();
-        let loaded = store.load(&SystemClock, None).unwrap().identity.unwrap();
+        let loaded = store.load(&SystemClock).unwrap().identity.unwrap();
         assert_eq!(loaded.node_id.as_str(), "n_1");
         assert_eq!(loaded.private_key.public(), key.public());
         assert_eq!(loaded.secret_key.as_str(), "FfxsQVb4qzEtMrwtB9h1FuRCqcLEShg6onJZXHGwlGo=");
@@ -207,30 +226,35 @@ mod tests {
 
     #[test]
     fn a_pending_key_becomes_the_key_only_once_it_is_confirmed() {
+        let load = |store: &IdentityStore, confirmed| {
+            let mut loaded = store.load(&SystemClock).unwrap();
+            store.complete_rotation(&mut loaded, confirmed).unwrap();
+            loaded
+        };
         let (folder, store) = store();
         let [old, new, other] = [(); 3].map(|()| PrivateKey::generate().unwrap());
         store.save_key(&old).unwrap();
         store.save_identity(&identity(old.clone())).unwrap();
         store.save_pending_key(&new).unwrap();
         for confirmed in [None, Some(old.public()), Some(other.public())] {
-            let loaded = store.load(&SystemClock, confirmed).unwrap();
+            let loaded = load(&store, confirmed);
             assert_eq!(loaded.identity.unwrap().private_key.public(), old.public());
             assert_eq!(loaded.pending_key.unwrap().public(), new.public());
         }
         for _ in 0..2 {
-            let loaded = store.load(&SystemClock, Some(new.public())).unwrap();
+            let loaded = load(&store, Some(new.public()));
             assert_eq!(loaded.identity.unwrap().private_key.public(), new.public());
             assert!(loaded.pending_key.is_none());
         }
         store.save_pending_key(&other).unwrap();
         std::fs::write(folder.path().join(PENDING_KEY_FILE), "half a k").unwrap();
-        let loaded = store.load(&SystemClock, Some(new.public())).unwrap();
+        let loaded = load(&store, Some(new.public()));
         assert_eq!(loaded.identity.unwrap().private_key.public(), new.public());
         assert!(loaded.pending_key.is_none() && loaded.problem.is_none());
         store.save_pending_key(&other).unwrap();
         store.remove_pending_key().unwrap();
         store.remove_pending_key().unwrap();
-        assert!(store.load(&SystemClock, None).unwrap().pending_key.is_none());
+        assert!(store.load(&SystemClock).unwrap().pending_key.is_none());
     }
 
     #[test]
@@ -241,7 +265,7 @@ mod tests {
         store.save_identity(&identity(key)).unwrap();
         for (file, word) in [(IDENTITY_FILE, "identity file"), (KEY_FILE, "key file")] {
             std::fs::write(folder.path().join(file), "").unwrap();
-            let loaded = store.load(&SystemClock, None).unwrap();
+            let loaded = store.load(&SystemClock).unwrap();
             assert!(loaded.identity.is_none());
             let problem = loaded.problem.unwrap();
             assert!(problem.contains(word) && problem.contains("plexd-ctl join"), "{problem}");

@@ -2,6 +2,8 @@
 //! for tests. Only the reconciler calls them. Nothing here decides anything.
 
 pub mod changes;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod network;
 pub mod nft;
 mod rtnl;

@@ -21,10 +21,22 @@ pub(super) const FRESH: Duration = Duration::from_mins(3);
 pub(super) struct Observed {
     /// The firewall; `None` while it could not be read.
     pub table: Option<ObservedTable>,
-    /// The WireGuard device; `None` if there is none.
-    pub device: Option<ObservedDevice>,
-    /// The interface; `None` if there is none.
-    pub link: Option<ObservedLink>,
+    /// The WireGuard device.
+    pub device: Reading<ObservedDevice>,
+    /// The interface.
+    pub link: Reading<ObservedLink>,
+}
+
+/// What reading a part of the kernel gave. Missing is not unreadable: what cannot be read is left as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Reading<T> {
+    /// It is there.
+    There(T),
+    /// There is none.
+    #[default]
+    Absent,
+    /// It could not be read.
+    Unreadable,
 }
 
 /// One thing to do. In the order of a plan, policy comes before anything that could carry a packet.
@@ -68,6 +80,8 @@ pub struct Planned {
 pub struct Plan {
     /// Empty when what is there is what is wanted.
     pub steps: Vec<Planned>,
+    /// Whether the interface is up with no policy in front of it, so that it must go down if policy cannot be put in place.
+    pub exposed: bool,
 }
 
 /// Endpoints as they were last wanted, by peer: tells a change of the control plane's mind from a peer that roamed.
@@ -77,14 +91,24 @@ pub(super) type LastEndpoints = BTreeMap<PublicKey, SocketAddr>;
 pub(super) fn plan(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) -> Plan {
     let mut plan = Plan::default();
     plan.policy(wanted, observed);
-    plan.device(wanted, observed);
-    let peers = peers(wanted, observed, last, now);
-    if has_another_key(wanted, observed) {
+    plan.exposed = is_exposed(wanted, observed);
+    let device = match &observed.device {
+        Reading::There(device) => Some(device),
+        Reading::Absent => None,
+        Reading::Unreadable => return plan,
+    };
+    plan.device(wanted, device);
+    let peers = peers(wanted, device, last, now);
+    if has_another_key(wanted, device) {
         plan.rekey(peers);
     } else if !peers.changes.is_empty() {
         plan.add(Step::Peers(peers.changes), peers.corrections);
     }
-    plan.link(wanted, observed);
+    match &observed.link {
+        Reading::There(link) => plan.link(wanted, link),
+        Reading::Absent => plan.link(wanted, &ObservedLink::default()),
+        Reading::Unreadable => {}
+    }
     plan
 }
 
@@ -116,8 +140,8 @@ impl Plan {
         }
     }
 
-    fn device(&mut self, wanted: &Wanted, observed: &Observed) {
-        let Some(device) = &observed.device else {
+    fn device(&mut self, wanted: &Wanted, observed: Option<&ObservedDevice>) {
+        let Some(device) = observed else {
             self.add_one(Step::CreateInterface, Kind::InterfaceRestored, "the interface was missing");
             self.add(Step::Configure, Vec::new());
             return;
@@ -139,9 +163,7 @@ impl Plan {
         self.add(Step::Rekey(peers.changes), corrections);
     }
 
-    fn link(&mut self, wanted: &Wanted, observed: &Observed) {
-        let none = ObservedLink::default();
-        let link = observed.link.as_ref().unwrap_or(&none);
+    fn link(&mut self, wanted: &Wanted, link: &ObservedLink) {
         for address in link.addresses.iter().filter(|address| **address != wanted.address) {
             let detail = format!("address {address} was there and should not be");
             self.add_one(Step::RemoveAddress(*address), Kind::AddressRestored, detail);
@@ -171,6 +193,18 @@ impl Plan {
     }
 }
 
+/// Returns whether packets pass without policy: there is none, or none that could be read, and the interface is ours and may
+/// be up. A table that differs still filters, and keeps doing so until it is replaced.
+fn is_exposed(wanted: &Wanted, observed: &Observed) -> bool {
+    let unfiltered = matches!(observed.table, None | Some(ObservedTable::Absent));
+    let down = match &observed.link {
+        Reading::There(link) => !link.up,
+        Reading::Absent => true,
+        Reading::Unreadable => false,
+    };
+    wanted.table.is_some() && unfiltered && matches!(observed.device, Reading::There(_)) && !down
+}
+
 /// Changes of peers and what they correct.
 #[derive(Debug, Default)]
 struct Peers {
@@ -191,14 +225,14 @@ impl Peers {
 }
 
 /// Returns whether there is a device that has a key, and not the wanted one.
-fn has_another_key(wanted: &Wanted, observed: &Observed) -> bool {
-    let there = observed.device.as_ref().and_then(|device| device.public_key);
+fn has_another_key(wanted: &Wanted, observed: Option<&ObservedDevice>) -> bool {
+    let there = observed.and_then(|device| device.public_key);
     there.is_some_and(|key| key != wanted.device.private_key.public())
 }
 
-fn peers(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) -> Peers {
+fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, last: &LastEndpoints, now: SystemTime) -> Peers {
     let none = BTreeMap::new();
-    let there = observed.device.as_ref().map_or(&none, |device| &device.peers);
+    let there = observed.map_or(&none, |device| &device.peers);
     let mut gone: BTreeMap<&PublicKey, &ObservedPeer> =
         there.iter().filter(|(key, _)| !wanted.peers.contains_key(key)).collect();
     let keys_by_ips: BTreeMap<&BTreeSet<IpNet>, PublicKey> = gone
@@ -272,6 +306,12 @@ pub(super) fn is_fresh(peer: &ObservedPeer, now: SystemTime) -> bool {
     peer.last_handshake.is_some_and(|at| now.duration_since(at).map_or(true, |age| age < FRESH))
 }
 
+/// Returns whether the peer is there and its last handshake is fresh.
+pub(super) fn is_heard(observed: &Observed, peer: &PublicKey, now: SystemTime) -> bool {
+    let Reading::There(device) = &observed.device else { return false };
+    device.peers.get(peer).is_some_and(|peer| is_fresh(peer, now))
+}
+
 fn difference(
     wanted: &WantedPeer,
     actual: &ObservedPeer,
@@ -289,3 +329,6 @@ fn difference(
     }
     endpoint.map(|_| "endpoint")
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,3 +155,6 @@ impl Input<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Session, pause};
+use super::Session;
 use crate::control::backoff::{self, Backoff};
 use crate::control::wire::{HeartbeatRequest, HeartbeatResponse, MeshInfo};
 use crate::identity::{Identity, Machine};
@@ -54,7 +54,7 @@ impl Heart {
                 }
                 Err(error) => self.session.failed(&error, &mut backoff),
             };
-            if !pause(delay, &shutdown).await {
+            if !self.session.pause(delay, &shutdown).await {
                 break;
             }
         }

@@ -129,15 +129,21 @@ impl Process {
     fn start_in(data: &Path, client: Client) -> Self {
         let (board, shutdown) = (Board::default(), Shutdown::default());
         let directory = DataDir::open(data).unwrap();
-        let (state, keeper) =
-            State::open(&directory.file("state.redb"), Arc::new(SystemClock), board.clone()).unwrap();
+        let path = directory.file("state.redb");
+        let (state, keeper) = State::open(&path, Arc::new(SystemClock), board.clone(), None).unwrap();
         let store = IdentityStore::new(directory);
         let confirmed = state.desired().borrow().own_key.confirmed;
-        let loaded = store.load(&SystemClock, confirmed).unwrap();
+        let mut loaded = store.load(&SystemClock).unwrap();
+        store.complete_rotation(&mut loaded, confirmed).unwrap();
         board.set_enrolment(Enrolment::Enrolled);
         let (publish, identity) = watch::channel(loaded.identity.map(Arc::new));
-        let session =
-            Session { client, identity: identity.clone(), board: board.clone(), pulls: Arc::default() };
+        let session = Session {
+            client,
+            identity: identity.clone(),
+            board: board.clone(),
+            pulls: Arc::default(),
+            name: "rotation",
+        };
         let rotation = Rotation::new(store, session, state.clone(), publish, loaded.pending_key);
         let keeper = tokio::spawn(keeper.run(shutdown.clone()));
         Self { rotation, state, board, identity, shutdown, keeper }

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::{Request, State, StateKeeper};
+use super::{Keeper, Request, State};
 use crate::state::desired::Desired;
 use crate::state::model::Peer;
 use crate::types::PublicKey;
@@ -60,7 +60,7 @@ impl State {
     }
 }
 
-impl StateKeeper {
+impl Keeper {
     pub(super) fn set_rotation_wanted(&mut self, wanted: bool) {
         if self.desired.own_key.rotation_wanted != wanted {
             let mut next = Desired::clone(&self.desired);
