@@ -143,6 +143,17 @@ impl Network for RtNetlink {
         within(async { request.execute().await.map_err(into_io) }).await.map_err(failed)
     }
 
+    async fn bring_down(&self, interface: &str) -> Result<(), KernelError> {
+        let failed = |error| KernelError::new("take down", interface, error);
+        let Some(link) = self.rtnl.link(interface).await.map_err(failed)? else { return Ok(()) };
+        let change = LinkUnspec::new_with_index(link.index).down().build();
+        let request = self.rtnl.handle().map_err(failed)?.link().change(change);
+        match within(async { request.execute().await.map_err(into_io) }).await {
+            Err(error) if rtnl::is(&error, Errno::ENODEV) => Ok(()),
+            result => result.map_err(failed),
+        }
+    }
+
     async fn add_address(&self, interface: &str, address: IpNet) -> Result<(), KernelError> {
         let failed = |error| KernelError::new("add address", format!("{address} to {interface}"), error);
         let link = self.require("add an address to", interface).await?;
