@@ -78,6 +78,8 @@ pub struct Planned {
 pub struct Plan {
     /// Empty when what is there is what is wanted.
     pub steps: Vec<Planned>,
+    /// Whether the interface is up with no policy in front of it, so that it must go down if policy cannot be put in place.
+    pub exposed: bool,
 }
 
 /// Endpoints as they were last wanted, by peer: tells a change of the control plane's mind from a peer that roamed.
@@ -87,6 +89,7 @@ pub(super) type LastEndpoints = BTreeMap<PublicKey, SocketAddr>;
 pub(super) fn plan(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) -> Plan {
     let mut plan = Plan::default();
     plan.policy(wanted, observed);
+    plan.exposed = is_exposed(wanted, observed);
     let device = match &observed.device {
         Reading::There(device) => Some(device),
         Reading::Absent => None,
@@ -211,6 +214,18 @@ impl Plan {
             self.add(Step::RemoveRoutes(stale), corrections);
         }
     }
+}
+
+/// Returns whether packets pass without policy: there is none, or none that could be read, and the interface is ours and may
+/// be up. A table that differs still filters, and keeps doing so until it is replaced.
+fn is_exposed(wanted: &Wanted, observed: &Observed) -> bool {
+    let unfiltered = matches!(observed.table, None | Some(ObservedTable::Absent));
+    let down = match &observed.link {
+        Reading::There(link) => !link.up,
+        Reading::Absent => true,
+        Reading::Unreadable => false,
+    };
+    wanted.table.is_some() && unfiltered && matches!(observed.device, Reading::There(_)) && !down
 }
 
 /// Returns the endpoint to set, if one is to be set: the control plane changed it, or the peer cannot be heard and it is
