@@ -191,6 +191,14 @@ impl Network for FakeKernel {
         Ok(())
     }
 
+    async fn bring_down(&self, _: &str) -> Result<(), KernelError> {
+        if let Some(link) = self.change("bring down")?.link.as_mut() {
+            link.up = false;
+            link.routes.clear();
+        }
+        Ok(())
+    }
+
     async fn add_address(&self, _: &str, address: IpNet) -> Result<(), KernelError> {
         let mut state = self.change("add address")?;
         state.link.as_mut().ok_or_else(|| no_device("add address"))?.addresses.insert(address);

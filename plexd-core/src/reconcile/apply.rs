@@ -1,5 +1,6 @@
 //! Takes the steps of a plan. The only place that changes the kernel. A step that fails is told and the others are still
-//! taken; but once the policy or the interface could not be put in place, only those that take something away.
+//! taken; but once the policy or the interface could not be put in place, only those that take something away. An interface
+//! that is up while there is no policy, and none can be put in place, is taken down.
 
 use std::sync::Arc;
 
@@ -52,6 +53,9 @@ impl Kernel {
                 Err(error) => {
                     tracing::debug!(%error, "step failed");
                     outcome.errors.push(error);
+                    if plan.exposed && step == Step::ReplacePolicy {
+                        self.take_down(interface, &mut outcome).await;
+                    }
                     may_add &= !matches!(
                         step,
                         Step::ReplacePolicy | Step::CreateInterface | Step::Configure | Step::Rekey(_)
@@ -60,6 +64,16 @@ impl Kernel {
             }
         }
         outcome
+    }
+
+    /// Takes the interface down until policy can be put in place, after which the plan brings it up.
+    async fn take_down(&self, interface: &str, outcome: &mut Outcome) {
+        match self.network.bring_down(interface).await {
+            Ok(()) => {
+                tracing::warn!(iface = interface, "interface taken down: there is no policy in front of it")
+            }
+            Err(error) => outcome.errors.push(error),
+        }
     }
 
     async fn take(
@@ -97,7 +111,7 @@ impl Kernel {
 /// keep its tunnel because of it.
 fn taking_away(step: Step) -> Option<Step> {
     match step {
-        Step::Peers(changes) => {
+        Step::Rekey(changes) | Step::Peers(changes) => {
             let removals: Vec<PeerChange> =
                 changes.into_iter().filter(|change| matches!(change, PeerChange::Remove(_))).collect();
             (!removals.is_empty()).then_some(Step::Peers(removals))

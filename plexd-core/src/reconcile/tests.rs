@@ -231,6 +231,54 @@ async fn a_table_that_cannot_be_read_or_replaced_keeps_the_interface_down() {
 }
 
 #[tokio::test]
+async fn an_interface_that_is_up_goes_down_while_there_is_no_policy_and_none_can_be_put_in_place() {
+    for unreadable in [false, true] {
+        let mut rig = started(ALLOW).await;
+        rig.kernel.state().table = None;
+        rig.kernel.state().failing.insert("replace table");
+        if unreadable {
+            rig.kernel.state().failing.insert("observe table");
+        }
+        assert_eq!(rig.check().await, ["replace table", "bring down"]);
+        assert!(!rig.kernel.state().link().up);
+        assert!(rig.problems().contains("cannot replace table"), "{}", rig.problems());
+        assert_eq!(rig.check().await, ["replace table"], "it is down already");
+        rig.kernel.state().failing.clear();
+        assert_eq!(rig.check().await, ["replace table", "bring up", "add routes"]);
+        assert!(rig.kernel.state().link().up && !rig.board.is_degraded());
+        assert_eq!(rig.check().await, [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn a_failure_to_take_the_interface_down_is_told_and_tried_again() {
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().table = None;
+    rig.kernel.state().failing.extend(["replace table", "bring down"]);
+    for _ in 0..2 {
+        assert_eq!(rig.check().await, ["replace table", "bring down"]);
+        assert!(rig.problems().contains("cannot bring down"), "{}", rig.problems());
+    }
+}
+
+#[tokio::test]
+async fn an_interface_stays_up_behind_a_policy_that_filters_and_cannot_be_replaced() {
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().edited = Some("chain input".to_owned());
+    rig.kernel.state().failing.insert("replace table");
+    assert_eq!(rig.check().await, ["replace table"]);
+    assert!(rig.kernel.state().link().up);
+}
+
+#[tokio::test]
+async fn an_interface_that_is_not_known_to_be_ours_is_not_taken_down() {
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().table = None;
+    rig.kernel.state().failing.extend(["replace table", "observe device"]);
+    assert_eq!(rig.check().await, ["replace table"]);
+}
+
+#[tokio::test]
 async fn a_peer_that_is_gone_loses_its_tunnel_even_where_policy_cannot_be_put_in_place() {
     let mut rig = started(ALLOW).await;
     rig.kernel.state().table = None;
@@ -242,7 +290,7 @@ async fn a_peer_that_is_gone_loses_its_tunnel_even_where_policy_cannot_be_put_in
     rig.reconciler.reconcile(Cause::Change).await;
     let peers: Vec<PublicKey> = rig.kernel.state().device.as_ref().unwrap().peers.keys().copied().collect();
     assert_eq!(peers, [key(3)], "n_b is gone, and n_d not added");
-    assert_eq!(rig.kernel.take_calls(), ["replace table", "apply peers", "remove routes"]);
+    assert_eq!(rig.kernel.take_calls(), ["replace table", "bring down", "apply peers", "remove routes"]);
 }
 
 #[tokio::test]
