@@ -28,7 +28,6 @@ use crate::types::{PrivateKey, PublicKey};
 use crate::state::OwnKey;
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;
 
 /// Name of the problem on the board.

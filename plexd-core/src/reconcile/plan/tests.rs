@@ -191,10 +191,11 @@ fn what_cannot_be_read_is_left_as_it_is() {
 
 #[test]
 fn a_missing_key_or_another_port_is_set_without_touching_peers() {
-    for change in [
-        (|observed: &mut Observed| observed.device().public_key = None) as fn(&mut Observed),
-        |observed| observed.device().listen_port = 51821,
-    ] {
+    for change in
+        [(|observed: &mut Observed| observed.device().public_key = None) as fn(&mut Observed), |observed| {
+            observed.device().listen_port = 51821;
+        }]
+    {
         let (wanted, mut observed) = settled();
         change(&mut observed);
         assert_eq!(steps(&wanted, &observed), [Step::Configure]);
@@ -325,7 +326,7 @@ fn another_private_key_and_its_peers_are_one_step() {
 fn a_peer_with_another_key_takes_the_place_of_the_old_one_where_that_was_heard() {
     let roamed = at("198.51.100.7:4242");
     let wished = at("192.0.2.2:51820");
-    let fresh = Some(now() - Duration::from_secs(60));
+    let fresh = Some(now() - Duration::from_mins(1));
     let stale = Some(now() - FRESH);
     for (handshake, last, endpoint) in [
         (fresh, None, roamed),
@@ -344,10 +345,12 @@ fn a_peer_with_another_key_takes_the_place_of_the_old_one_where_that_was_heard()
         peers.insert(key(51), ObservedPeer::default());
         let last = last.map(|last| (key(50), last)).into_iter().collect();
         let new = PeerConfig { endpoint: Some(endpoint), ..wanted.peers[&key(2)].config.clone() };
-        let changes =
-            vec![PeerChange::Remove(key(51)), PeerChange::Remove(key(50)), PeerChange::Set(new)];
+        let changes = vec![PeerChange::Remove(key(51)), PeerChange::Remove(key(50)), PeerChange::Set(new)];
         let plan = plan(&wanted, &observed, &last, now());
-        assert_eq!(plan.steps.into_iter().map(|planned| planned.step).collect::<Vec<_>>(), [Step::Peers(changes)]);
+        assert_eq!(
+            plan.steps.into_iter().map(|planned| planned.step).collect::<Vec<_>>(),
+            [Step::Peers(changes)]
+        );
     }
 }
 
