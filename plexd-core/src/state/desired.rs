@@ -285,10 +285,13 @@ impl Desired {
                 changed_keys(&next.secret_refs, &self.secret_refs),
             ));
         }
-        let same = |(old, new): ((_, &Box<RawValue>), (_, &Box<RawValue>))| {
-            (old.0, old.1.get()) == (new.0, new.1.get())
-        };
-        if self.sections.len() != sections.len() || !self.sections.iter().zip(&sections).all(same) {
+        let is_same = self.sections.len() == sections.len()
+            && self
+                .sections
+                .iter()
+                .zip(&sections)
+                .all(|((old_name, old), (name, section))| (old_name, old.get()) == (name, section.get()));
+        if !is_same {
             next.sections = Arc::new(sections);
         }
         (next, corrections)

@@ -92,7 +92,7 @@ impl Rig {
     async fn desired(&self, what: &str, check: impl Fn(&Desired) -> bool) {
         let mut desired = self.state.desired();
         let reached = desired.wait_for(|desired| check(desired));
-        tokio::time::timeout(Duration::from_secs(60), reached).await.expect(what).unwrap();
+        tokio::time::timeout(Duration::from_mins(1), reached).await.expect(what).unwrap();
     }
 
     async fn connected(&self) {
@@ -279,14 +279,14 @@ async fn a_pause_ends_in_time_with_a_new_identity_or_with_the_process() {
     let (mut session, identity) = session(None);
     let shutdown = Shutdown::new();
     let before = Instant::now();
-    assert!(session.pause(Duration::from_secs(60), &shutdown).await);
-    assert!(before.elapsed() >= Duration::from_secs(60));
+    assert!(session.pause(Duration::from_mins(1), &shutdown).await);
+    assert!(before.elapsed() >= Duration::from_mins(1));
     let before = Instant::now();
     identity.send_replace(Some(Arc::new(crate::reconcile::tests::identity())));
-    assert!(session.pause(Duration::from_secs(60), &shutdown).await && before.elapsed().is_zero());
+    assert!(session.pause(Duration::from_mins(1), &shutdown).await && before.elapsed().is_zero());
     drop(identity);
-    assert!(session.pause(Duration::from_secs(60), &shutdown).await && before.elapsed().as_secs() >= 60);
+    assert!(session.pause(Duration::from_mins(1), &shutdown).await && before.elapsed().as_secs() >= 60);
     shutdown.cancel();
-    assert!(!session.pause(Duration::from_secs(60), &shutdown).await);
+    assert!(!session.pause(Duration::from_mins(1), &shutdown).await);
     assert!(session.identity(&shutdown).await.is_none());
 }

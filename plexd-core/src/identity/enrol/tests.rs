@@ -51,7 +51,7 @@ fn found(text: &str) -> TokenLookup {
 impl Rig {
     async fn enrolled(&mut self) -> Arc<Identity> {
         let enrolled = self.identity.wait_for(Option::is_some);
-        let identity = tokio::time::timeout(Duration::from_secs(60), enrolled).await.expect("enrols");
+        let identity = tokio::time::timeout(Duration::from_mins(1), enrolled).await.expect("enrols");
         identity.unwrap().clone().unwrap()
     }
 

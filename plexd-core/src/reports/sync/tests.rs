@@ -54,7 +54,7 @@ impl Rig {
     async fn settled(&self) -> Counts {
         let mut counts = self.reports.counts();
         let settled = counts.wait_for(|counts| counts.pending == 0);
-        *tokio::time::timeout(Duration::from_secs(60), settled).await.expect("settles").unwrap()
+        *tokio::time::timeout(Duration::from_mins(1), settled).await.expect("settles").unwrap()
     }
 
     fn problems(&self) -> String {
