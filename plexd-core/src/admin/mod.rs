@@ -327,3 +327,6 @@ fn milliseconds(duration: Duration) -> u64 {
 fn count(number: impl TryInto<u32>) -> u32 {
     number.try_into().unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;
