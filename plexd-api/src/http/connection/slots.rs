@@ -1,4 +1,4 @@
-//! How many connections there may be: in all, of one user, and over TCP, where nobody is known before the first request.
+//! How many connections there may be: in all, of one user, and over TCP, where nobody is known at first.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
