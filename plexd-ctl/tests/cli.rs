@@ -66,7 +66,8 @@ impl Admin for FakeCore {
         let rule = PolicyRule { src: "*".into(), action: "allow".into(), ..PolicyRule::default() };
         let policies = vec![Policy { id: "web".into(), rules: vec![rule] }];
         let state = PolicyState { enabled: true, ..PolicyState::default() };
-        self.answer(ListPoliciesResponse { state: Some(state), policies, denied_packets: 7 })
+        let (denied_packets, invalid_packets) = (Some(7), Some(0));
+        self.answer(ListPoliciesResponse { state: Some(state), policies, denied_packets, invalid_packets })
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
@@ -187,7 +188,7 @@ fn every_command_answers_as_table_and_as_json() {
     assert_eq!(core.ctl(&["-o", "json", "peers"]).json()["peers"][19_999]["id"], "n-19999");
     assert_eq!(core.ctl(&["peers"]).stdout.lines().count(), 20_001);
     assert_eq!(core.ctl(&["policies", "--output=json"]).json()["denied_packets"], 7);
-    assert!(core.ctl(&["policies", "--no-color"]).stdout.ends_with("7 packets denied\n"));
+    assert!(core.ctl(&["policies", "--no-color"]).stdout.ends_with("7 packets denied; 0 packets invalid\n"));
 }
 
 #[test]

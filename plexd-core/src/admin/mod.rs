@@ -252,8 +252,8 @@ impl Admin for AdminService {
         Ok(Response::new(v1::ListPoliciesResponse {
             policies: policies.collect(),
             state: Some(self.policy_state(&mesh.policies, mesh.refused.as_deref())),
-            denied_packets: counters
-                .map_or(0, |counters| counters.named.values().map(|count| count.packets).sum()),
+            denied_packets: packets_named(counters.as_ref(), "denied"),
+            invalid_packets: packets_named(counters.as_ref(), "invalid"),
         }))
     }
 
@@ -275,6 +275,11 @@ impl Admin for AdminService {
             mesh_ip: joined.mesh_ip.to_string(),
         }))
     }
+}
+
+/// Packets that the counter `name` has seen; `None` if it cannot be read.
+fn packets_named(counters: Option<&Counters>, name: &str) -> Option<u64> {
+    counters?.named.get(name).map(|count| count.packets)
 }
 
 /// Packets that a rule decided; one that decided none yet may be absent.
@@ -326,4 +331,21 @@ fn milliseconds(duration: Duration) -> u64 {
 
 fn count(number: impl TryInto<u32>) -> u32 {
     number.try_into().unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Count;
+
+    #[test]
+    fn counters_are_told_apart_and_one_that_cannot_be_read_is_not_zero() {
+        let count = |packets| Count { packets, bytes: 0 };
+        let named = [("denied".to_owned(), count(7)), ("invalid".to_owned(), count(0))];
+        let counters = Counters { named: named.into(), ..Counters::default() };
+        assert_eq!(packets_named(Some(&counters), "denied"), Some(7));
+        assert_eq!(packets_named(Some(&counters), "invalid"), Some(0));
+        assert_eq!(packets_named(Some(&Counters::default()), "denied"), None);
+        assert_eq!(packets_named(None, "denied"), None);
+    }
 }
