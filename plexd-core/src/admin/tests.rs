@@ -165,3 +165,14 @@ async fn a_join_ends_with_a_code_for_each_reason() {
     task.await.unwrap().unwrap();
     assert_eq!(join(&service, "t").await.code(), Code::Unavailable, "stopping");
 }
+
+#[test]
+fn counters_are_told_apart_and_one_that_cannot_be_read_is_not_zero() {
+    let count = |packets| crate::kernel::Count { packets, bytes: 0 };
+    let named = [("denied".to_owned(), count(7)), ("invalid".to_owned(), count(0))];
+    let counters = Counters { named: named.into(), ..Counters::default() };
+    assert_eq!(packets_named(Some(&counters), "denied"), Some(7));
+    assert_eq!(packets_named(Some(&counters), "invalid"), Some(0));
+    assert_eq!(packets_named(Some(&Counters::default()), "denied"), None);
+    assert_eq!(packets_named(None, "denied"), None);
+}
