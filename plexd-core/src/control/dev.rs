@@ -24,7 +24,7 @@ use crate::identity::Identity;
 use crate::types::PrivateKey;
 
 /// Nothing here takes that long, not even on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `check` gives something.
 pub(crate) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {

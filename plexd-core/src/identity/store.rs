@@ -258,6 +258,20 @@ mod tests {
     }
 
     #[test]
+    fn leftovers_of_interrupted_writes_do_not_matter() {
+        let (folder, store) = store();
+        let key = PrivateKey::generate().unwrap();
+        store.save_key(&key).unwrap();
+        store.save_identity(&identity(key)).unwrap();
+        for name in [".identity.json.a1B2c3", "identity.json.tmp", ".wireguard.key.x", "format.tmp"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let store = IdentityStore::new(DataDir::open(folder.path()).unwrap());
+        let loaded = store.load(&SystemClock).unwrap();
+        assert!(loaded.identity.is_some() && loaded.problem.is_none());
+    }
+
+    #[test]
     fn damaged_files_are_set_aside_and_told() {
         let (folder, store) = store();
         let key = PrivateKey::generate().unwrap();

@@ -21,9 +21,9 @@ pub(super) struct Ownership<'a> {
 
 impl<'a> Ownership<'a> {
     /// Decides between this node with its address, and its peers in the order of their ids.
-    pub(super) fn new(own: (&'a NodeId, IpAddr), peers: impl Iterator<Item = &'a Peer> + Clone) -> Self {
+    pub(super) fn new(own: (&'a NodeId, IpAddr), peers: &[&'a Peer]) -> Self {
         let mut owners = BTreeMap::from([(IpNet::from(own.1), own.0)]);
-        for peer in peers.clone() {
+        for peer in peers {
             owners.entry(IpNet::from(peer.mesh_ip)).or_insert(&peer.id);
         }
         for peer in peers {

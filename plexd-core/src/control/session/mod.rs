@@ -48,6 +48,7 @@ impl Session {
     pub async fn identity(&mut self, shutdown: &Shutdown) -> Option<Arc<Identity>> {
         // Cancel safe: waiting for a value takes nothing.
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => None,
             found = self.identity.wait_for(Option::is_some) => found.ok()?.clone(),
         }
@@ -75,7 +76,9 @@ impl Session {
             control.last_error = None;
         });
         self.board.clear(Subsystem::ControlPlane, self.name);
-        if self.board.enrolment() != Enrolment::Enrolled {
+        let enrolment = self.board.enrolment();
+        let replaces = enrolment == Enrolment::Registering && self.identity.borrow().is_some();
+        if replaces || enrolment == Enrolment::Unauthorized {
             // Whatever was wrong with the identity, or with a token meant to replace it, is over.
             self.board.set_enrolment(Enrolment::Enrolled);
             self.board.clear(Subsystem::Enrolment, "token");
@@ -113,6 +116,7 @@ impl Session {
     pub async fn pause(&mut self, delay: Duration, shutdown: &Shutdown) -> bool {
         // Cancel safe: nothing is lost with a timer, and a change that was seen ends the wait.
         tokio::select! {
+            biased;
             () = shutdown.cancelled() => false,
             () = tokio::time::sleep(delay) => true,
             Ok(()) = self.identity.changed() => true,

@@ -91,7 +91,7 @@ fn word(change: &v1::Change) -> String {
 async fn whole(pieces: &mut Pieces) -> (bool, Vec<String>, Vec<usize>) {
     let (mut reset, mut words, mut sizes) = (false, Vec::new(), Vec::new());
     loop {
-        let piece = tokio::time::timeout(Duration::from_secs(60), pieces.next()).await.unwrap();
+        let piece = tokio::time::timeout(Duration::from_mins(1), pieces.next()).await.unwrap();
         let piece = piece.unwrap().unwrap();
         assert!(!piece.reset || words.is_empty(), "a reset comes first");
         reset |= piece.reset;

@@ -33,7 +33,7 @@ fn start(folder: tempfile::TempDir, client: Client, identity: Identity, debounce
     let path = folder.path().join("reports.redb");
     let (reports, writer) = Reports::open(&path, Arc::new(SystemClock), board.clone()).unwrap();
     let (sender, identity) = watch::channel(Some(Arc::new(identity)));
-    let session = Session { client, identity, board: board.clone(), pulls: Arc::default() };
+    let session = Session { client, identity, board: board.clone(), pulls: Arc::default(), name: "reports" };
     let sync = ReportSync::new(session, reports.clone(), debounce);
     let shutdown = Shutdown::new();
     let tasks = vec![tokio::spawn(writer.run(shutdown.clone())), tokio::spawn(sync.run(shutdown.clone()))];
@@ -54,7 +54,7 @@ impl Rig {
     async fn settled(&self) -> Counts {
         let mut counts = self.reports.counts();
         let settled = counts.wait_for(|counts| counts.pending == 0);
-        *tokio::time::timeout(Duration::from_secs(60), settled).await.expect("settles").unwrap()
+        *tokio::time::timeout(Duration::from_mins(1), settled).await.expect("settles").unwrap()
     }
 
     fn problems(&self) -> String {
