@@ -24,9 +24,11 @@ pub struct Flow {
 pub struct Loss {
     /// Datagrams sent, both ways together.
     pub sent: u64,
-    /// Datagrams that did not arrive, both ways together.
+    /// Datagrams that did not arrive within a second, both ways together.
     pub lost: u64,
-    /// The longest time in which none arrived at one of the ends, in milliseconds.
+    /// How many of those arrived later.
+    pub late: u64,
+    /// The longest time in which none arrived in time at one of the ends, in milliseconds.
     pub longest_gap_ms: u64,
     /// How late one of the senders was at most, in milliseconds: what of a gap is the machine's, not the tunnel's.
     pub latest_ms: u64,
@@ -56,15 +58,17 @@ impl Flow {
             assert!(status.success(), "{log}");
             let last = log.lines().last().unwrap_or_default();
             let figures: Value = serde_json::from_str(last).unwrap_or_else(|error| panic!("{error}: {log}"));
-            ["sent", "received", "longest_gap_ms", "latest_ms"]
-                .map(|name| figures[name].as_u64().unwrap_or_default())
+            ["sent", "in_time", "too_late", "longest_gap_ms", "latest_ms"]
+                .map(|name| figures[name].as_u64().unwrap_or_else(|| panic!("no {name}: {log}")))
         });
-        let [[sent_a, received_a, gap_a, late_a], [sent_b, received_b, gap_b, late_b]] = figures;
+        let [[sent_a, in_time_a, late_a, gap_a, latest_a], [sent_b, in_time_b, late_b, gap_b, latest_b]] =
+            figures;
         Loss {
             sent: sent_a + sent_b,
-            lost: (sent_a + sent_b).saturating_sub(received_a + received_b),
+            lost: (sent_a + sent_b).saturating_sub(in_time_a + in_time_b),
+            late: late_a + late_b,
             longest_gap_ms: gap_a.max(gap_b),
-            latest_ms: late_a.max(late_b),
+            latest_ms: latest_a.max(latest_b),
         }
     }
 }
