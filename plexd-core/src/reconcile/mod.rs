@@ -4,6 +4,7 @@
 mod apply;
 pub mod drift;
 mod names;
+mod ownership;
 mod plan;
 mod status;
 mod wanted;

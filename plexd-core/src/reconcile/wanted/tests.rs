@@ -4,20 +4,44 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::Action;
-use crate::reconcile::tests::{config, desired, identity, key, nets, peer, policies};
+use crate::reconcile::tests::{self, config, desired, identity, key, nets, peer, policies};
 use crate::state::Peer;
 
-fn wanted(desired: &Desired, settings: &str, resolved: &Resolved) -> Wanted {
+fn with_input<T>(
+    desired: &Desired,
+    settings: &str,
+    resolved: &Resolved,
+    test: impl FnOnce(Input<'_>) -> T,
+) -> T {
     let config = config(settings);
-    let input = Input {
+    test(Input {
         desired,
         policies: &desired.policies,
         identity: &identity(),
         mesh: &config.mesh,
         settings: config.policy,
         resolved,
+    })
+}
+
+fn wanted(desired: &Desired, settings: &str, resolved: &Resolved) -> Wanted {
+    with_input(desired, settings, resolved, |input| input.wanted().unwrap())
+}
+
+/// What policy takes for the addresses of whom.
+fn context(desired: &Desired) -> Context {
+    with_input(desired, "", &Resolved::new(), |input| input.context(&input.ownership()))
+}
+
+/// Who may open a connection to TCP port 22 of whom, by policy.
+fn admits(desired: &Desired, source: &str, destination: &str) -> bool {
+    let flow = policy::Flow {
+        source: source.parse().unwrap(),
+        destination: destination.parse().unwrap(),
+        protocol: policy::TCP,
+        port: 22,
     };
-    input.wanted().unwrap()
+    policy::evaluate(&desired.policies, &context(desired), &flow).action == Action::Allow
 }
 
 const ALLOW: &str = "policy:\n  default: allow\n";
@@ -103,6 +127,56 @@ fn nobody_takes_this_nodes_own_address() {
 }
 
 #[test]
+fn policy_takes_a_claimed_address_for_the_one_whom_wireguard_gives_it_to() {
+    let own = "10.100.0.1";
+    let thief = Peer { allowed_ips: nets(&["10.100.0.1/32", "10.100.0.3/32"]), ..peer("n_b", 2, None) };
+    let mut desired = desired([thief, peer("n_c", 3, None)]);
+    desired.policies = policies(&[("*", "n_b", Action::Allow)]);
+    assert!(!admits(&desired, "10.100.0.3", own), "this node's address is not n_b's, whatever it claims");
+    desired.policies = policies(&[("n_b", "n_a", Action::Allow)]);
+    assert!(admits(&desired, "10.100.0.2", own));
+    assert!(!admits(&desired, "10.100.0.3", own), "another peer's mesh address is not n_b's");
+    desired.policies = policies(&[("n_c", "n_a", Action::Allow)]);
+    assert!(admits(&desired, "10.100.0.3", own));
+    let given = wanted(&desired, ALLOW, &Resolved::new());
+    assert!(given.peers[&key(2)].config.allowed_ips.is_empty());
+    assert_eq!(given.peers[&key(3)].config.allowed_ips, nets(&["10.100.0.3/32"]));
+    // Of what two claim and is nobody's mesh address, only the first by id speaks for it.
+    let claims = |id: &str, seed| Peer { allowed_ips: nets(&["10.7.0.0/16"]), ..peer(id, seed, None) };
+    let mut desired = tests::desired([claims("n_b", 2), claims("n_c", 3)]);
+    for (id, expected) in [("n_b", true), ("n_c", false)] {
+        desired.policies = policies(&[(id, "n_a", Action::Allow)]);
+        assert_eq!(admits(&desired, "10.7.0.1", own), expected, "{id}");
+    }
+}
+
+#[test]
+fn a_wide_network_does_not_speak_for_what_others_have_in_it() {
+    let wide = Peer { allowed_ips: nets(&["10.0.0.0/8", "10.7.1.0/24"]), ..peer("n_b", 2, None) };
+    let inner = Peer { allowed_ips: nets(&["10.100.0.3/32", "10.7.0.0/16"]), ..peer("n_c", 3, None) };
+    let mut desired = desired([wide, inner]);
+    for (id, theirs, others) in [
+        ("n_b", ["10.1.1.1", "10.7.1.1", "10.100.0.2"], ["10.7.0.1", "10.100.0.3", "10.100.0.1"]),
+        ("n_c", ["10.7.0.1", "10.7.2.1", "10.100.0.3"], ["10.7.1.1", "10.8.0.1", "10.100.0.2"]),
+    ] {
+        // Neither to allow nor to deny.
+        for (rules, admitted) in [
+            (vec![(id, "n_a", Action::Allow)], true),
+            (vec![(id, "*", Action::Deny), ("*", "*", Action::Allow)], false),
+        ] {
+            desired.policies = policies(&rules);
+            for address in theirs {
+                assert_eq!(admits(&desired, address, "10.100.0.1"), admitted, "{id} {address}");
+            }
+            for address in others {
+                assert_eq!(admits(&desired, address, "10.100.0.1"), !admitted, "{id} {address}");
+            }
+        }
+    }
+    assert_eq!(wanted(&desired, ALLOW, &Resolved::new()).problems, BTreeMap::new());
+}
+
+#[test]
 fn a_network_that_covers_everything_is_allowed_and_not_routed() {
     let exit = Peer { allowed_ips: nets(&["0.0.0.0/0", "::/0", "10.100.0.2/32"]), ..peer("n_b", 2, None) };
     let wanted = wanted(&desired([exit]), ALLOW, &Resolved::new());
@@ -147,5 +221,30 @@ proptest! {
             let got = &wanted.peers[&peer.public_key].config.allowed_ips;
             prop_assert!(*got == peer.allowed_ips || wanted.problems.contains_key(&peer.id));
         }
+    }
+
+    #[test]
+    fn an_address_is_for_policy_whose_it_is_for_wireguard(
+        peers in proptest::collection::vec(
+            (2_u8..8, proptest::collection::btree_set((0_u8..16, 26_u8..=32), 0..5)), 0..6,
+        ),
+        low in 0_u8..64,
+    ) {
+        let net = |(host, bits): &(u8, u8)| IpNet::new([10, 100, 0, *host].into(), *bits).unwrap().trunc();
+        let desired = desired(peers.iter().map(|(seed, claims)| {
+            let mut peer = peer(&format!("n_{seed}"), *seed, None);
+            peer.allowed_ips.extend(claims.iter().map(net));
+            peer
+        }));
+        let wanted = wanted(&desired, ALLOW, &Resolved::new());
+        let address = std::net::IpAddr::from([10, 100, 0, low]);
+        let given = wanted.peers.values().flat_map(|peer| peer.config.allowed_ips.iter().map(move |net| (net, &peer.id)));
+        let longest = given.filter(|(net, _)| net.contains(&address)).max_by_key(|(net, _)| net.prefix_len());
+        let by_wireguard = if low == 1 { Some("n_a") } else { longest.map(|(_, id)| id.as_str()) };
+        let members = context(&desired).members;
+        let holds = |nets: &BTreeSet<IpNet>| nets.iter().any(|net| net.contains(&address));
+        let by_policy: Vec<&str> =
+            members.iter().filter(|(_, nets)| holds(nets)).map(|(id, _)| id.as_str()).collect();
+        prop_assert_eq!(by_policy, by_wireguard.into_iter().collect::<Vec<_>>());
     }
 }
