@@ -236,7 +236,7 @@ const DENY: &str = "deny";
 const JUDGE: &str = "judge";
 /// Counter of what a rule or the default denied.
 const DENIED: &str = "denied";
-/// Counter of what belongs to no connection.
+/// Counter of what belongs to no connection that was seen to open.
 const INVALID: &str = "invalid";
 /// Prefix of the log (contract, section 5).
 const LOG_PREFIX: &str = "plexd-denied ";
@@ -284,8 +284,11 @@ fn skeleton(context: &Context) -> Table {
         Action::Allow => Verdict::Accept,
         Action::Deny => Verdict::Goto(DENY.to_owned()),
     };
+    let invalid = |what| vec![what, Expr::Count(INVALID.to_owned()), Expr::Verdict(Verdict::Drop)];
     let judge = vec![
-        vec![Expr::Untracked, Expr::Count(INVALID.to_owned()), Expr::Verdict(Verdict::Drop)],
+        invalid(Expr::Untracked),
+        // A connection that was opened while there was no table could be taken for one in the other direction.
+        invalid(Expr::MidStream),
         of_family(Family::V4),
         of_family(Family::V6),
         vec![Expr::Verdict(default)],

@@ -86,9 +86,11 @@ fn run(table: &Table, chain: &str, by: Hook, flow: &Flow) -> Option<Action> {
                 Expr::InputInterface(name) if by != Hook::Output && name == "plexd0" => continue,
                 Expr::OutputInterface(name) if by != Hook::Input && name == "plexd0" => continue,
                 Expr::Family(family) if *family == family_of(flow) => continue,
-                Expr::InputInterface(_) | Expr::OutputInterface(_) | Expr::Family(_) | Expr::Untracked => {
-                    return None;
-                }
+                Expr::InputInterface(_)
+                | Expr::OutputInterface(_)
+                | Expr::Family(_)
+                | Expr::Untracked
+                | Expr::MidStream => return None,
                 Expr::Limit { .. } | Expr::Log { .. } | Expr::Count(_) | Expr::CountRule(_) => continue,
                 Expr::Lookup(map) => &look_up(&table.maps[*map], flow)?.0,
                 Expr::Verdict(verdict) => verdict,
