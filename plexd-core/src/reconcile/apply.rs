@@ -67,7 +67,7 @@ impl Kernel {
     async fn take_down(&self, interface: &str, outcome: &mut Outcome) {
         match self.network.bring_down(interface).await {
             Ok(()) => {
-                tracing::warn!(iface = interface, "interface taken down: there is no policy in front of it")
+                tracing::warn!(iface = interface, "interface taken down: there is no policy in front of it");
             }
             Err(error) => outcome.errors.push(error),
         }
