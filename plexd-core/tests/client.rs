@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -34,6 +36,8 @@ enum Answer {
     Text(String),
     /// Writes it and leaves the connection open, while time runs as fast as it can.
     Hang(String),
+    /// Writes the head of a stream, a comment for each message, and an event when there are no more.
+    Comments(mpsc::UnboundedReceiver<()>),
 }
 
 struct Server {
@@ -113,6 +117,18 @@ async fn serve(
                 if text.is_empty() {
                     tokio::time::pause();
                 }
+                std::future::pending::<()>().await;
+            }
+            Answer::Comments(mut wanted) => {
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+                while wanted.recv().await.is_some() {
+                    stream.write_all(b": still here\n\n").await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+                stream.write_all(b"id: 8\ndata: {}\n\n").await.unwrap();
+                stream.flush().await.unwrap();
                 std::future::pending::<()>().await;
             }
         }
@@ -358,6 +374,36 @@ async fn an_event_stream_gives_its_items_and_ends_after_90_seconds_of_silence() 
     let error = stream.next(&|| {}).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { limit, .. } if limit == IDLE_TIMEOUT), "{error}");
     assert!(started.elapsed() + Duration::from_secs(5) > IDLE_TIMEOUT, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_of_nothing_but_comments_lives_on() {
+    let (comment, comments) = mpsc::unbounded_channel();
+    let server = Server::start("127.0.0.1", vec![Answer::Comments(comments)]).await;
+    let mut stream = server.client().events(&who(), None).await.unwrap();
+    tokio::time::pause();
+    let started = Instant::now();
+    let heard = AtomicUsize::new(0);
+    let count = || {
+        heard.fetch_add(1, Ordering::Relaxed);
+    };
+    let drive = async {
+        for comments in 1..=20 {
+            tokio::time::advance(Duration::from_mins(1)).await;
+            comment.send(()).unwrap();
+            // Never idle: time goes on only where this says so.
+            while heard.load(Ordering::Relaxed) < comments {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(comment);
+        while heard.load(Ordering::Relaxed) < 21 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (item, ()) = tokio::join!(stream.next(&count), drive);
+    assert!(matches!(&item, Ok(Some(Item::Event { id: Some(id), .. })) if id == "8"), "{item:?}");
+    assert!(started.elapsed() >= Duration::from_mins(20), "{:?}", started.elapsed());
 }
 
 #[tokio::test]

@@ -252,8 +252,8 @@ impl Admin for AdminService {
         Ok(Response::new(v1::ListPoliciesResponse {
             policies: policies.collect(),
             state: Some(self.policy_state(&mesh.policies, mesh.refused.as_deref())),
-            denied_packets: counters
-                .map_or(0, |counters| counters.named.values().map(|count| count.packets).sum()),
+            denied_packets: packets_named(counters.as_ref(), "denied"),
+            invalid_packets: packets_named(counters.as_ref(), "invalid"),
         }))
     }
 
@@ -275,6 +275,11 @@ impl Admin for AdminService {
             mesh_ip: joined.mesh_ip.to_string(),
         }))
     }
+}
+
+/// Packets that the counter `name` has seen; `None` if it cannot be read.
+fn packets_named(counters: Option<&Counters>, name: &str) -> Option<u64> {
+    counters?.named.get(name).map(|count| count.packets)
 }
 
 /// Packets that a rule decided; one that decided none yet may be absent.
@@ -327,3 +332,6 @@ fn milliseconds(duration: Duration) -> u64 {
 fn count(number: impl TryInto<u32>) -> u32 {
     number.try_into().unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

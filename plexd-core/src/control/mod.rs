@@ -13,6 +13,8 @@
 pub mod backoff;
 pub mod client;
 pub mod convert;
+#[cfg(test)]
+pub(crate) mod dev;
 pub mod envelope;
 pub mod events;
 pub mod secret;

@@ -361,4 +361,4 @@ fn reading<T>(result: Result<Option<T>, KernelError>, errors: &mut Vec<KernelErr
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,16 +11,16 @@ use crate::policy::{Action, MAX_RULES, Policy, Rule, Selector, Service};
 use crate::state::Peer;
 use crate::types::{NodeSecretKey, PrivateKey, PublicKey, SigningPublicKey};
 
-pub(super) fn key(seed: u8) -> PublicKey {
+pub(crate) fn key(seed: u8) -> PublicKey {
     PublicKey::from_bytes([seed; 32])
 }
 
-pub(super) fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+pub(crate) fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
 }
 
 /// A peer with its mesh address as only allowed IP; its key and address follow from `seed`.
-pub(super) fn peer(id: &str, seed: u8, endpoint: Option<&str>) -> Peer {
+pub(crate) fn peer(id: &str, seed: u8, endpoint: Option<&str>) -> Peer {
     let mesh_ip = [10, 100, 0, seed].into();
     Peer {
         id: id.parse().unwrap(),
@@ -32,12 +32,12 @@ pub(super) fn peer(id: &str, seed: u8, endpoint: Option<&str>) -> Peer {
     }
 }
 
-pub(super) fn desired(peers: impl IntoIterator<Item = Peer>) -> Desired {
+pub(crate) fn desired(peers: impl IntoIterator<Item = Peer>) -> Desired {
     let peers = peers.into_iter().map(|peer| (peer.id.clone(), Arc::new(peer))).collect();
     Desired { peers, ..Desired::default() }
 }
 
-pub(super) fn policies(rules: &[(&str, &str, Action)]) -> Arc<PolicySet> {
+pub(crate) fn policies(rules: &[(&str, &str, Action)]) -> Arc<PolicySet> {
     let selector =
         |text: &str| if text == "*" { Selector::Any } else { Selector::Node(text.parse().unwrap()) };
     let rules = rules.iter().map(|(src, dst, action)| Rule {
@@ -56,7 +56,7 @@ impl Desired {
 }
 
 /// Node `n_a` with address 10.100.0.1.
-pub(super) fn identity() -> Identity {
+pub(crate) fn identity() -> Identity {
     Identity {
         node_id: "n_a".parse().unwrap(),
         mesh_ip: [10, 100, 0, 1].into(),
@@ -66,7 +66,7 @@ pub(super) fn identity() -> Identity {
     }
 }
 
-pub(super) fn config(more: &str) -> Config {
+pub(crate) fn config(more: &str) -> Config {
     Config::from_text(&format!("api: https://cp.example\n{more}")).unwrap()
 }
 

@@ -95,11 +95,15 @@ impl Input<'_> {
     }
 
     fn others(&self) -> impl Iterator<Item = &Peer> {
-        self.desired.peers.values().map(AsRef::as_ref).filter(|peer| !self.is_this_node(peer))
+        let is_this_node = self.is_this_node();
+        self.desired.peers.values().map(AsRef::as_ref).filter(move |peer| !is_this_node(peer))
     }
 
-    fn is_this_node(&self, peer: &Peer) -> bool {
-        peer.id == self.identity.node_id || peer.public_key == self.identity.private_key.public()
+    /// Returns what tells a peer that has this node's own id or key.
+    fn is_this_node(&self) -> impl Fn(&Peer) -> bool {
+        // Once for all of them: it takes a multiplication on the curve.
+        let own_key = self.identity.private_key.public();
+        move |peer| peer.id == self.identity.node_id || peer.public_key == own_key
     }
 
     fn context(&self, ownership: &Ownership<'_>) -> Context {
@@ -120,8 +124,9 @@ impl Input<'_> {
     }
 
     fn add_peers(&self, wanted: &mut Wanted, ownership: &Ownership<'_>, visible: &BTreeSet<NodeId>) {
+        let is_this_node = self.is_this_node();
         for peer in self.desired.peers.values() {
-            if self.is_this_node(peer) {
+            if is_this_node(peer) {
                 wanted.problems.insert(peer.id.clone(), "has this node's own id or key".to_owned());
                 continue;
             }

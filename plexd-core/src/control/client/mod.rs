@@ -138,7 +138,9 @@ impl Client {
         let Request { call, credential, builder } = request;
         let mut response = builder.send().await.map_err(|error| self.transport(call, &error))?;
         let status = response.status();
-        if status.is_success() || status == StatusCode::NOT_MODIFIED {
+        // Only a state pull is ever conditional.
+        let is_unmodified = status == StatusCode::NOT_MODIFIED && call == endpoints::STATE;
+        if status.is_success() || is_unmodified {
             return Ok(response);
         }
         let body = self.body(call, &mut response, Detail::MAX).await.unwrap_or_default();

@@ -65,9 +65,7 @@ impl Heart {
         }
         if answer.rotate_keys {
             tracing::warn!("the control plane asks for a key rotation, which this version cannot do");
-            self.session
-                .board
-                .control(|control| *control.unsupported.entry("rotate_keys".into()).or_default() += 1);
+            self.session.board.control(|control| control.count_unsupported("rotate_keys"));
         }
     }
 

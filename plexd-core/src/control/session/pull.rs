@@ -13,7 +13,7 @@ use crate::reconcile::drift::Correction;
 use crate::state::{PullOutcome, PullTicket, State};
 use crate::supervisor::Shutdown;
 
-/// Pulls in a row that events may overtake before one is taken over all the same.
+/// Pulls in a row that events may overtake before the next waits its turn: then events bring the state.
 const MAX_OVERTAKEN: u32 = 5;
 
 /// The task.
@@ -95,8 +95,7 @@ impl Puller {
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(period) => {}
             () = self.session.pulls.notified() => {}
-            // Its own sender outlives this task; without one the next round ends it.
-            _ = self.session.identity.changed() => {}
+            Ok(()) = self.session.identity.changed() => {}
         }
     }
 }

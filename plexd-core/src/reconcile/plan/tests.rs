@@ -24,9 +24,8 @@ fn private(seed: u8) -> PrivateKey {
     PrivateKey::from_base64(&base64::engine::general_purpose::STANDARD.encode([seed; 32])).unwrap()
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "as it is observed")]
-fn same() -> Option<ObservedTable> {
-    Some(ObservedTable::Same { counters: Counters::default() })
+fn same() -> ObservedTable {
+    ObservedTable::Same { counters: Counters::default() }
 }
 
 fn at(text: &str) -> SocketAddr {
@@ -68,7 +67,7 @@ fn settled() -> (Wanted, Observed) {
         addresses: BTreeSet::from([wanted.address]),
         routes: wanted.routes.clone(),
     };
-    (wanted, Observed { table: same(), device: Reading::There(device), link: Reading::There(link) })
+    (wanted, Observed { table: Some(same()), device: Reading::There(device), link: Reading::There(link) })
 }
 
 fn as_observed(config: &PeerConfig) -> ObservedPeer {
@@ -160,14 +159,14 @@ fn on_an_empty_kernel_policy_comes_first_then_the_interface_and_it_is_up_before_
 fn policy_is_put_in_place_unless_it_is_there_and_taken_away_when_it_is_disabled() {
     let differs = Some(ObservedTable::Differs { what: "chain input".to_owned() });
     for (enabled, table, step, kinds_expected) in [
-        (true, same(), None, &[][..]),
+        (true, Some(same()), None, &[][..]),
         (true, Some(ObservedTable::Absent), Some(Step::ReplacePolicy), &["policy_restored"]),
         (true, differs.clone(), Some(Step::ReplacePolicy), &["policy_restored"]),
         // Unreadable is no drift, and no reason to carry packets without policy either.
         (true, None, Some(Step::ReplacePolicy), &[]),
         (false, Some(ObservedTable::Absent), None, &[]),
         (false, None, None, &[]),
-        (false, same(), Some(Step::RemovePolicy), &["policy_rule_removed"]),
+        (false, Some(same()), Some(Step::RemovePolicy), &["policy_rule_removed"]),
         (false, differs, Some(Step::RemovePolicy), &["policy_rule_removed"]),
     ] {
         let (mut wanted, mut observed) = settled();
@@ -322,7 +321,7 @@ fn simulate(wanted: &Wanted, observed: &Observed, plan: Plan) -> Observed {
     let mut table = observed.table.clone();
     for Planned { step, .. } in plan.steps {
         match step {
-            Step::ReplacePolicy => table = same(),
+            Step::ReplacePolicy => table = Some(same()),
             Step::RemovePolicy => table = Some(ObservedTable::Absent),
             Step::CreateInterface => {
                 state.device = Some(ObservedDevice::default());
@@ -415,7 +414,7 @@ prop_compose! {
             0 => None,
             1 => Some(ObservedTable::Absent),
             2 => Some(ObservedTable::Differs { what: "x".to_owned() }),
-            _ => same(),
+            _ => Some(same()),
         };
         if !is_there {
             return Observed { table, ..Observed::default() };
