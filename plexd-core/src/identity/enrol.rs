@@ -45,7 +45,7 @@ pub struct Joined {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// It has an identity already.
-    #[error("this node is already enrolled as {0}; to enrol it anew, deregister it first")]
+    #[error("this node is already enrolled as {0}; to enrol it anew, remove it at the control plane first")]
     AlreadyEnrolled(NodeId),
     /// Somebody else is at it.
     #[error("another join is under way; wait for it, then look at: plexd-ctl status")]
