@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
@@ -25,6 +23,9 @@ impl Observed for Number {
 
 const CALL: Call = Number::CALL;
 
+/// When they were made, in seconds, and with which batch.
+type Attempts = Vec<(u64, Vec<u32>)>;
+
 /// Judges a batch, given how many came before it.
 type Judge = Box<dyn FnMut(usize, &[u32]) -> Result<(), ClientError> + Send>;
 
@@ -32,7 +33,7 @@ type Judge = Box<dyn FnMut(usize, &[u32]) -> Result<(), ClientError> + Send>;
 struct Script {
     judge: Judge,
     started: Instant,
-    attempts: Arc<Mutex<Vec<(u64, Vec<u32>)>>>,
+    attempts: Arc<Mutex<Attempts>>,
 }
 
 impl Carrier<Number> for Script {
@@ -66,7 +67,7 @@ impl Carrier<Number> for Script {
 /// A sender that runs, and what it does.
 struct Running {
     queue: Queue<Number>,
-    attempts: Arc<Mutex<Vec<(u64, Vec<u32>)>>>,
+    attempts: Arc<Mutex<Attempts>>,
     shutdown: Shutdown,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -89,11 +90,11 @@ impl Running {
         numbers.into_iter().for_each(|number| self.queue.push(&Number(number)));
     }
 
-    fn attempts(&self) -> Vec<(u64, Vec<u32>)> {
+    fn attempts(&self) -> Attempts {
         self.attempts.lock().unwrap().clone()
     }
 
-    async fn stop(self) -> Vec<(u64, Vec<u32>)> {
+    async fn stop(self) -> Attempts {
         self.shutdown.cancel();
         self.task.await.unwrap().unwrap();
         self.attempts.lock().unwrap().clone()
@@ -188,7 +189,7 @@ async fn how_much_the_control_plane_takes_is_learned_and_tried_again_now_and_the
 #[tokio::test(start_paused = true)]
 async fn a_failure_that_may_pass_is_waited_for_as_long_as_asked_or_with_growing_delays() {
     let running = Running::start(limits(), |attempt, _| match attempt {
-        0 => Err(ClientError::RateLimited { call: CALL, retry_after: Some(Duration::from_secs(120)) }),
+        0 => Err(ClientError::RateLimited { call: CALL, retry_after: Some(Duration::from_mins(2)) }),
         1 => Err(ClientError::RateLimited { call: CALL, retry_after: None }),
         2 => Err(ClientError::Server { call: CALL, status: 500 }),
         3 => Err(ClientError::Network { call: CALL, reason: "refused".to_owned() }),
