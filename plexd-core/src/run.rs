@@ -55,6 +55,9 @@ const DEREGISTER_DEADLINE: Duration = Duration::from_secs(10);
 /// Drift reports that may wait.
 const DRIFT_QUEUE: usize = 64;
 
+/// How long threads have to finish once everything has stopped.
+const THREADS_DEADLINE: Duration = Duration::from_secs(1);
+
 /// Threads that run tasks; WireGuard in user space encrypts on them.
 const WORKERS: usize = 2;
 
@@ -83,7 +86,10 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(Arc::new(config), acquired))
+    let result = runtime.block_on(serve(Arc::new(config), acquired));
+    // A thread that hangs in the kernel or a name server must not keep the process, nor the reason it ends for.
+    runtime.shutdown_timeout(THREADS_DEADLINE);
+    result
 }
 
 fn start_log(level: LogLevel) {
@@ -162,6 +168,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         identity: opened.identity.clone(),
         board: board.clone(),
         pulls: Arc::default(),
+        name: "pull",
     };
     let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
     let wiring = Wiring {
@@ -196,7 +203,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         SecretReader::new(client.clone(), session.identity.clone(), secrets),
     );
     let node_state = NodeStateServer::new(node_state)
-        .max_decoding_message_size(node_state::MAX_MESSAGE)
+        .max_decoding_message_size(node_state::largest_request(config.node_api.max_report_bytes))
         .max_encoding_message_size(node_state::MAX_MESSAGE);
     let node_state = Server::builder()
         .layer(Gate::new(node_state::RULES, acquired.sidecar))
@@ -213,13 +220,16 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         interval: config.reconcile_interval,
     };
     supervisor.spawn("pull", puller.run(shutdown.clone()));
-    let stream = StreamReader { session: session.clone(), state: opened.state, drift };
+    let stream = StreamReader { session: session.named("stream"), state: opened.state, drift };
     supervisor.spawn("stream", stream.run(shutdown.clone()));
-    let announcer =
-        Announcer { session: session.clone(), machine: machine.clone(), announced: opened.announced };
+    let announcer = Announcer {
+        session: session.named("capabilities"),
+        machine: machine.clone(),
+        announced: opened.announced,
+    };
     supervisor.spawn("capabilities", announcer.run(shutdown.clone()));
     let heart = Heart {
-        session: session.clone(),
+        session: session.named("heartbeat"),
         mesh,
         machine,
         clock: Arc::clone(&clock),
@@ -227,10 +237,10 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         interval: config.heartbeat_interval,
     };
     supervisor.spawn("heartbeat", heart.run(shutdown.clone()));
-    let reporter = DriftReporter { session: session.clone(), corrections, clock };
+    let reporter = DriftReporter { session: session.named("drift"), corrections, clock };
     supervisor.spawn("drift", reporter.run(shutdown.clone()));
     let identity = session.identity.clone();
-    let sync = ReportSync::new(session, opened.reports, config.node_api.report_debounce);
+    let sync = ReportSync::new(session.named("reports"), opened.reports, config.node_api.report_debounce);
     supervisor.spawn("report_sync", sync.run(shutdown));
 
     notify(&[sd_notify::NotifyState::Ready]);
@@ -265,11 +275,16 @@ fn open(
 ) -> anyhow::Result<Opened> {
     let shutdown = supervisor.shutdown();
     let directory = DataDir::open(&config.data_dir)?;
-    let (state, keeper) = State::open(&directory.file("state.redb"), Arc::clone(clock), board.clone())?;
     let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
+    let state_path = directory.file("state.redb");
     let store = IdentityStore::new(directory);
     let loaded = store.load(clock.as_ref())?;
     let announced = store.announced();
+    let registered = loaded.identity.as_ref().map(|identity| identity.signing_key);
+    let (state, mut keeper) = State::open(&state_path, Arc::clone(clock), board.clone(), registered)?;
+    if let Some(identity) = &loaded.identity {
+        keeper.trust_at_first(identity.signing_key);
+    }
     let (enroller, identity, join) =
         Enroller::new(store, loaded, token, client.clone(), machine.clone(), state.clone(), board.clone());
     supervisor.spawn("state", keeper.run(shutdown.clone()));

@@ -93,6 +93,20 @@ pub struct ControlStatus {
     pub uploads: BTreeMap<&'static str, Counts>,
 }
 
+/// Most types of unsupported events that are counted apart, and most characters of their names.
+const MAX_UNSUPPORTED: usize = 64;
+
+impl ControlStatus {
+    /// Counts an event this version has no feature for.
+    pub fn count_unsupported(&mut self, kind: &str) {
+        let name: String = kind.chars().take(MAX_UNSUPPORTED).collect();
+        let is_known = self.unsupported.contains_key(&name);
+        let name =
+            if is_known || self.unsupported.len() < MAX_UNSUPPORTED { name } else { "other".to_owned() };
+        *self.unsupported.entry(name).or_default() += 1;
+    }
+}
+
 /// State of the event stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Stream {
@@ -150,7 +164,10 @@ impl Board {
             subsystem: *subsystem,
             message: message.clone(),
         };
-        content.problems.iter().map(problem).collect()
+        let mut problems: Vec<Problem> = content.problems.iter().map(problem).collect();
+        // Several loops may tell of the same trouble.
+        problems.dedup();
+        problems
     }
 
     /// Returns whether the subsystem has a problem.

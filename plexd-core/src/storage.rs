@@ -142,28 +142,53 @@ pub fn open_database(path: &Path) -> Result<Database, StorageError> {
         .open(path)
         .map_err(error)?;
     let backend = redb::backends::FileBackend::new(file);
-    let created = backend
-        .and_then(|backend| redb::Builder::new().set_cache_size(DATABASE_CACHE).create_with_backend(backend));
+    let created = backend.and_then(|backend| {
+        // Without the check an open may panic on a damaged file instead of telling.
+        let mut builder = redb::Builder::new();
+        builder.set_cache_size(DATABASE_CACHE).set_check_integrity_on_open(true);
+        builder.create_with_backend(backend)
+    });
     created.map_err(|source| match source {
         redb::DatabaseError::DatabaseAlreadyOpen => error(io::Error::new(
             io::ErrorKind::ResourceBusy,
             "another plexd-core uses it; stop that one first",
         )),
-        redb::DatabaseError::Storage(redb::StorageError::Io(source)) => error(source),
+        redb::DatabaseError::Storage(source) => error(database_error(source)),
         damaged => error(io::Error::new(io::ErrorKind::InvalidData, damaged)),
     })
 }
 
-/// Opens a database; one that is damaged is set aside and a new one made. Returns also what was set aside.
-pub fn open_or_set_aside(
+/// Tells damage (`InvalidData`) from failures that say nothing of what is on the disk, a full one say.
+pub fn database_error(error: impl Into<redb::Error>) -> io::Error {
+    match error.into() {
+        // A file that was cut short.
+        redb::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        }
+        redb::Error::Io(error) => error,
+        redb::Error::Corrupted(what) => io::Error::new(io::ErrorKind::InvalidData, what),
+        other => io::Error::other(other),
+    }
+}
+
+/// Opens a database and reads it with `read`; one that is damaged is set aside and a new one made. Returns also what was
+/// set aside.
+pub fn open_or_set_aside<T>(
     path: &Path,
     now: jiff::Timestamp,
-) -> Result<(Database, Option<PathBuf>), StorageError> {
-    match open_database(path) {
-        Ok(database) => Ok((database, None)),
+    read: impl Fn(&Database) -> io::Result<T>,
+) -> Result<(Database, T, Option<PathBuf>), StorageError> {
+    let open_and_read = || -> Result<(Database, T), StorageError> {
+        let database = open_database(path)?;
+        let content = read(&database).map_err(|source| StorageError::new("read", path, source))?;
+        Ok((database, content))
+    };
+    match open_and_read() {
+        Ok((database, content)) => Ok((database, content, None)),
         Err(error) if error.source.kind() == io::ErrorKind::InvalidData => {
             let aside = set_aside(path, now)?;
-            Ok((open_database(path)?, Some(aside)))
+            let (database, content) = open_and_read()?;
+            Ok((database, content, Some(aside)))
         }
         Err(error) => Err(error),
     }
@@ -199,9 +224,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.redb");
         fs::write(&path, "not a database, but somebody's bytes").unwrap();
-        let (database, aside) = open_or_set_aside(&path, jiff::Timestamp::UNIX_EPOCH).unwrap();
+        let open = || open_or_set_aside(&path, jiff::Timestamp::UNIX_EPOCH, |_| Ok(()));
+        let (database, (), aside) = open().unwrap();
         assert_eq!(fs::read(aside.unwrap()).unwrap(), b"not a database, but somebody's bytes");
-        let error = open_or_set_aside(&path, jiff::Timestamp::UNIX_EPOCH).unwrap_err().to_string();
+        let error = open().unwrap_err().to_string();
         assert!(error.contains("another plexd-core uses it"), "{error}");
         drop(database);
     }

@@ -76,7 +76,7 @@ pub(crate) enum Command {
 /// Arguments of `join`.
 #[derive(Debug, Args)]
 pub(crate) struct Join {
-    /// Read the token from FILE and delete it once the node is enrolled; `-` is standard input
+    /// Read the token from FILE and delete it once the node is enrolled, or if it is already; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) token_file: Option<PathBuf>,
     /// `-`: read the token from standard input. A token itself is refused here: every user could see it in `ps`

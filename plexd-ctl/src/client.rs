@@ -34,7 +34,7 @@ const MAX_ANSWER: usize = 64 * 1024 * 1024;
 const ADMINISTRATORS: &str = "plexd-admin";
 
 /// A client of plexd-core. Connects with the first call.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Client {
     socket: PathBuf,
     admin: AdminClient<Channel>,
@@ -95,6 +95,7 @@ fn failure(socket: &Path, status: &Status) -> Failure {
     match status.code() {
         Code::PermissionDenied => Failure::Refused { message, advice: advice(&Caller::current()) },
         Code::FailedPrecondition => Failure::NotEnrolled(message),
+        Code::AlreadyExists => Failure::AlreadyEnrolled(message),
         _ if message.is_empty() => Failure::Core(format!("{:?}", status.code())),
         _ => Failure::Core(message),
     }
@@ -205,6 +206,7 @@ mod tests {
         let cases = [
             (Status::permission_denied("this caller may not make this call"), 5),
             (Status::failed_precondition("not enrolled; enrol with: plexd-ctl join"), 3),
+            (Status::already_exists("this node is enrolled as n-1"), 1),
             (Status::unavailable("the control plane does not answer"), 1),
             (Status::internal(""), 1),
         ];

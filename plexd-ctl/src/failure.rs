@@ -43,6 +43,9 @@ pub(crate) enum Failure {
     /// The node has no identity, and the command needs one.
     #[error("{0}")]
     NotEnrolled(String),
+    /// The node has an identity already.
+    #[error("plexd-core: {0}")]
+    AlreadyEnrolled(String),
     /// plexd-core failed; its message says what to do.
     #[error("plexd-core: {0}")]
     Core(String),
@@ -56,6 +59,14 @@ pub(crate) enum Failure {
         path: PathBuf,
         /// Why it is still there.
         source: io::Error,
+    },
+    /// The token did its work and is still there, and telling so failed, too.
+    #[error("{kept}; {telling}")]
+    TokenFileKeptUntold {
+        /// Why the file is still there.
+        kept: Box<Failure>,
+        /// Why the answer was not printed.
+        telling: Box<Failure>,
     },
     /// plexd-ctl itself could not do its work.
     #[error("cannot {operation}: {source}")]
@@ -71,7 +82,12 @@ impl Failure {
     /// Returns the exit code: 1 failed, 2 usage, 3 not enrolled, 4 core not reachable, 5 not permitted.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            Self::Core(_) | Self::Token(_) | Self::TokenFileKept { .. } | Self::Local { .. } => 1,
+            Self::AlreadyEnrolled(_)
+            | Self::Core(_)
+            | Self::Token(_)
+            | Self::TokenFileKept { .. }
+            | Self::TokenFileKeptUntold { .. }
+            | Self::Local { .. } => 1,
             Self::Usage(_) => USAGE,
             Self::NotEnrolled(_) => 3,
             Self::Unreachable { .. } => 4,

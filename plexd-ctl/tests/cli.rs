@@ -20,10 +20,11 @@ use plexd_proto::transport::{Incoming, SocketOwner, bind};
 use tempfile::TempDir;
 use tonic::{Request, Response, Status};
 
-/// A plexd-core that answers, or refuses everything.
+/// A plexd-core that answers, or refuses everything, or only to enrol.
 #[derive(Clone)]
 struct FakeCore {
     refusal: Option<Status>,
+    enrolled: bool,
     tokens: mpsc::Sender<String>,
 }
 
@@ -36,7 +37,8 @@ impl FakeCore {
 #[tonic::async_trait]
 impl Admin for FakeCore {
     async fn status(&self, _request: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let mut identity = Identity { node_id: "n-a1".into(), ..Identity::default() };
+        let mut identity =
+            Identity { node_id: "n-a1".into(), mesh_ip: "10.100.0.1".into(), ..Identity::default() };
         identity.set_enrolment(Enrolment::Enrolled);
         let mut status = StatusResponse { version: "9.9.9".into(), ..StatusResponse::default() };
         status.set_health(Health::Healthy);
@@ -64,11 +66,15 @@ impl Admin for FakeCore {
         let rule = PolicyRule { src: "*".into(), action: "allow".into(), ..PolicyRule::default() };
         let policies = vec![Policy { id: "web".into(), rules: vec![rule] }];
         let state = PolicyState { enabled: true, ..PolicyState::default() };
-        self.answer(ListPoliciesResponse { state: Some(state), policies, denied_packets: 7 })
+        let (denied_packets, invalid_packets) = (Some(7), Some(0));
+        self.answer(ListPoliciesResponse { state: Some(state), policies, denied_packets, invalid_packets })
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         self.tokens.send(request.into_inner().token).unwrap();
+        if self.enrolled {
+            return Err(Status::already_exists("this node is already enrolled as n-a1"));
+        }
         self.answer(JoinResponse { node_id: "n-a1".into(), mesh_ip: "10.100.0.1".into() })
     }
 }
@@ -83,13 +89,22 @@ struct Core {
 
 impl Core {
     fn start(refusal: Option<Status>) -> Self {
+        Self::serve(refusal, false)
+    }
+
+    /// A core whose node is enrolled already.
+    fn start_enrolled() -> Self {
+        Self::serve(None, true)
+    }
+
+    fn serve(refusal: Option<Status>, enrolled: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let owner = SocketOwner { uid: nix::unistd::geteuid(), gid: nix::unistd::getegid(), mode: 0o660 };
         let listener = bind(&folder.path().join("admin.sock"), owner).unwrap();
         let (sender, tokens) = mpsc::channel();
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let service = AdminServer::new(FakeCore { refusal, tokens: sender });
+        let service = AdminServer::new(FakeCore { refusal, enrolled, tokens: sender });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let server = std::thread::spawn(move || {
             runtime.block_on(async {
@@ -173,7 +188,7 @@ fn every_command_answers_as_table_and_as_json() {
     assert_eq!(core.ctl(&["-o", "json", "peers"]).json()["peers"][19_999]["id"], "n-19999");
     assert_eq!(core.ctl(&["peers"]).stdout.lines().count(), 20_001);
     assert_eq!(core.ctl(&["policies", "--output=json"]).json()["denied_packets"], 7);
-    assert!(core.ctl(&["policies", "--no-color"]).stdout.ends_with("7 packets denied\n"));
+    assert!(core.ctl(&["policies", "--no-color"]).stdout.ends_with("7 packets denied; 0 packets invalid\n"));
 }
 
 #[test]
@@ -264,6 +279,41 @@ fn join_keeps_the_token_file_when_enrolment_fails() {
     let answer = core.ctl(&["join", "--token-file", file.to_str().unwrap()]);
     assert_eq!(answer.error(1), "plexd-core: the control plane refuses the token; get a new one");
     assert_eq!(fs::read_to_string(file).unwrap(), "plx_enroll_1\n");
+}
+
+#[test]
+fn join_deletes_the_token_file_of_a_node_that_is_enrolled_already() {
+    let core = Core::start_enrolled();
+    let file = core.folder.path().join("token");
+    let arguments = ["join", "--token-file", file.to_str().unwrap()];
+    fs::write(&file, "plx_enroll_1\n").unwrap();
+    let answer = core.ctl(&arguments);
+    let expected = "already enrolled as n-a1, mesh IP 10.100.0.1; the token was not used now\n";
+    assert_eq!((answer.code, answer.stdout.as_str(), answer.stderr.as_str()), (0, expected, ""));
+    assert!(!file.exists());
+    fs::write(&file, "plx_enroll_1\n").unwrap();
+    let json = core.ctl(&[&arguments[..], &["-o", "json"]].concat()).json();
+    assert_eq!((&json["node_id"], &json["already_enrolled"]), (&"n-a1".into(), &true.into()));
+    assert!(!file.exists());
+    // Without a file there is nothing to clear away, and the person asking learns that nothing was done.
+    let mut child = ctl(&core.socket(), &["join", "-"]);
+    let mut child =
+        child.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"plx_enroll_1").unwrap();
+    let answer = Answer::from(child.wait_with_output().unwrap());
+    assert_eq!(answer.error(1), "plexd-core: this node is already enrolled as n-a1");
+}
+
+#[test]
+fn join_deletes_the_token_file_also_where_nothing_can_be_printed() {
+    let core = Core::start(None);
+    let file = core.folder.path().join("token");
+    fs::write(&file, "plx_enroll_1\n").unwrap();
+    let mut command = ctl(&core.socket(), &["join", "--token-file", file.to_str().unwrap()]);
+    command.stdout(fs::OpenOptions::new().write(true).open("/dev/full").unwrap()).stderr(Stdio::piped());
+    let answer = Answer::from(command.spawn().unwrap().wait_with_output().unwrap());
+    assert!(answer.error(1).starts_with("cannot write to standard output: "), "{answer:?}");
+    assert!(!file.exists());
 }
 
 #[test]

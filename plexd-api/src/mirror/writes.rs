@@ -1,39 +1,52 @@
 //! Writes that plexd-core acknowledged and the stream may not have told of yet. They show at once, whatever the
 //! stream does, and no older word of the stream undoes them: revisions order all writes of the node.
 //!
-//! What is remembered here is forgotten once the stream has passed its revision, or begins anew after it: core
-//! answers only what it has stored, so a snapshot asked for after an answer contains what was answered.
+//! What is remembered here, the newest of each key, is forgotten once the stream has passed its revision, or begins anew
+//! after it: core answers only what it has stored, so a snapshot asked for after an answer contains what was answered.
+//! Until then it also keeps older answers that arrive late from showing; without a stream that is all it does after a
+//! while, and it is forgotten once no such answer can arrive any more.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::entry::Entry;
 use super::section::Entries;
 
-/// Acknowledged writes, by revision.
+/// How long an older answer may arrive after a newer one: more than a call to core may take.
+const LATE: Duration = Duration::from_secs(20);
+
+/// Acknowledged writes.
 #[derive(Debug, Default)]
 pub(crate) struct Writes {
     /// Counts the streams opened so far.
     stream: u64,
     /// Highest revision this stream has told of.
     passed: u64,
-    pending: BTreeMap<u64, Write>,
+    /// The newest of each key, as far as the stream has not passed it.
+    pending: HashMap<Arc<str>, Write>,
 }
 
 #[derive(Debug)]
 struct Write {
-    key: Arc<str>,
+    revision: u64,
     /// `None` for a deletion.
     entry: Option<Arc<Entry>>,
     /// The stream that was open when it was acknowledged.
     stream: u64,
+    /// When it was acknowledged.
+    at: Instant,
 }
 
 impl Writes {
-    /// Notes that a stream is about to be asked for.
+    /// Notes that a stream is about to be asked for. It may be one of a core with a new store, whose revisions begin
+    /// anew.
     pub(crate) fn stream_opened(&mut self) {
         self.stream += 1;
         self.passed = 0;
+        self.pending.retain(|_, write| write.at.elapsed() < LATE);
     }
 
     /// Notes that `entry` was written, or `key` deleted if there is none, and shows it in `entries` unless they know
@@ -45,40 +58,44 @@ impl Writes {
         entry: Option<Arc<Entry>>,
         entries: &mut Entries,
     ) {
-        let superseded = self.pending.range(revision.saturating_add(1)..).any(|(_, later)| later.key == key);
-        let write = Write { key, entry, stream: self.stream };
-        if !superseded {
-            write.show(revision, self.passed, entries);
+        let superseded = self.pending.get(&key).is_some_and(|newest| newest.revision > revision);
+        // What the stream has passed is in what it told.
+        if superseded || revision <= self.passed {
+            return;
         }
-        self.pending.insert(revision, write);
+        let write = Write { revision, entry, stream: self.stream, at: Instant::now() };
+        write.show(&key, self.passed, entries);
+        self.pending.insert(key, write);
     }
 
     /// Notes that the stream has told of everything up to `highest` (0: of no report), anew if `reset`, and corrects
     /// `entries`, which are what it told, by what it could not know.
     pub(crate) fn told(&mut self, reset: bool, highest: u64, entries: &mut Entries) {
-        self.passed = if reset { highest } else { self.passed.max(highest) };
+        // A snapshot within a stream does not tell of deletions, so that its highest revision may be a lower one.
+        self.passed = self.passed.max(highest);
         if reset {
             let stream = self.stream;
             self.pending.retain(|_, write| write.stream == stream);
         }
-        for (revision, write) in &self.pending {
-            write.show(*revision, self.passed, entries);
+        for (key, write) in &self.pending {
+            write.show(key, self.passed, entries);
         }
-        self.pending = self.pending.split_off(&self.passed.saturating_add(1));
+        let passed = self.passed;
+        self.pending.retain(|_, write| write.revision > passed);
     }
 }
 
 impl Write {
-    fn show(&self, revision: u64, passed: u64, entries: &mut Entries) {
-        let news = match entries.get(&self.key) {
-            Some(known) => known.place < revision,
+    fn show(&self, key: &str, passed: u64, entries: &mut Entries) {
+        let news = match entries.get(key) {
+            Some(known) => known.place < self.revision,
             // Either never heard of, or deleted since.
-            None => revision > passed,
+            None => self.revision > passed,
         };
         match &self.entry {
             _ if !news => {}
             Some(entry) => entries.put(Arc::clone(entry)),
-            None => entries.remove(&self.key),
+            None => entries.remove(key),
         }
     }
 }
@@ -184,6 +201,38 @@ mod tests {
         bench.put("l", 3);
         let Bench { writes, entries } = &mut bench;
         writes.told(false, 2, entries);
-        assert_eq!(writes.pending.keys().copied().collect::<Vec<_>>(), [3]);
+        assert_eq!(writes.pending.values().map(|write| write.revision).collect::<Vec<_>>(), [3]);
+    }
+
+    #[test]
+    fn a_snapshot_within_a_stream_does_not_let_an_older_answer_undo_a_deletion() {
+        let mut bench = Bench::new();
+        bench.snapshot(&[("l", 1)]);
+        bench.put("m", 2);
+        // Revisions 3 and 4 put and deleted k.
+        let Bench { writes, entries } = &mut bench;
+        writes.told(false, 4, entries);
+        bench.snapshot(&[("l", 1), ("m", 2)]);
+        bench.put("k", 3);
+        assert_eq!(bench.revision("k"), None);
+        assert!(bench.writes.pending.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_stream_no_more_is_remembered_than_late_answers_need() {
+        let mut bench = Bench::new();
+        for revision in 1..1000 {
+            bench.put("k", revision);
+        }
+        assert_eq!(bench.writes.pending.len(), 1, "the newest of each key");
+        for revision in 1000..2000 {
+            bench.delete(&format!("k{revision}"), revision);
+            bench.writes.stream_opened();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert!(bench.writes.pending.len() <= 20);
+        bench.put("k1999", 5);
+        assert_eq!(bench.revision("k1999"), None, "superseded");
+        assert_eq!(bench.revision("k"), Some(999), "still shown");
     }
 }

@@ -104,7 +104,7 @@ async fn core_has_the_final_say_on_secrets() {
 
 #[tokio::test]
 async fn connections_over_the_limit_are_turned_away_in_words() {
-    let limits = Limits { total: 3, per_uid: 2 };
+    let limits = Limits { total: 3, per_uid: 2, tcp: 1 };
     let node = Setup { limits, core: false, ..Setup::default() }.start().await;
     let groups = [SOCKET_GID];
     let mut first = node.client_as(1, &groups);

@@ -154,21 +154,16 @@ impl AdminService {
         }
     }
 
-    fn policy_state(&self, policies: &policy::PolicySet) -> v1::PolicyState {
+    fn policy_state(&self, policies: &policy::PolicySet, refused: Option<&str>) -> v1::PolicyState {
         let settings = self.sources.config.policy;
+        let desired = self.sources.desired.borrow();
         v1::PolicyState {
             enabled: settings.enabled,
             default_action: settings.default.to_string(),
             policies: count(policies.policies.len()),
             rules: count(policies.rules().count()),
-            rejected: self
-                .sources
-                .desired
-                .borrow()
-                .policies_rejected
-                .as_deref()
-                .unwrap_or_default()
-                .to_owned(),
+            // Refused as it came, or when it was compiled.
+            rejected: desired.policies_rejected.as_deref().or(refused).unwrap_or_default().to_owned(),
         }
     }
 
@@ -210,7 +205,9 @@ impl Admin for AdminService {
             identity: Some(self.identity()),
             control_plane: Some(self.control_plane()),
             mesh: Some(self.mesh_state(mesh.as_ref())),
-            policy: Some(self.policy_state(&policies)),
+            policy: Some(
+                self.policy_state(&policies, mesh.as_ref().and_then(|mesh| mesh.refused.as_deref())),
+            ),
             reports: Some(v1::Reports {
                 entries: count(reports.entries),
                 pending: count(reports.pending),
@@ -254,9 +251,9 @@ impl Admin for AdminService {
         });
         Ok(Response::new(v1::ListPoliciesResponse {
             policies: policies.collect(),
-            state: Some(self.policy_state(&mesh.policies)),
-            denied_packets: counters
-                .map_or(0, |counters| counters.named.values().map(|count| count.packets).sum()),
+            state: Some(self.policy_state(&mesh.policies, mesh.refused.as_deref())),
+            denied_packets: packets_named(counters.as_ref(), "denied"),
+            invalid_packets: packets_named(counters.as_ref(), "invalid"),
         }))
     }
 
@@ -278,6 +275,11 @@ impl Admin for AdminService {
             mesh_ip: joined.mesh_ip.to_string(),
         }))
     }
+}
+
+/// Packets that the counter `name` has seen; `None` if it cannot be read.
+fn packets_named(counters: Option<&Counters>, name: &str) -> Option<u64> {
+    counters?.named.get(name).map(|count| count.packets)
 }
 
 /// Packets that a rule decided; one that decided none yet may be absent.
@@ -330,3 +332,6 @@ fn milliseconds(duration: Duration) -> u64 {
 fn count(number: impl TryInto<u32>) -> u32 {
     number.try_into().unwrap_or(u32::MAX)
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,6 +94,12 @@ impl Config {
         Self::from_file(settings::load(path)?, |name| std::env::var(name).ok())
     }
 
+    /// Reads a configuration from its text, without the environment.
+    #[cfg(test)]
+    pub(crate) fn from_text(text: &str) -> Result<Self, SettingsError> {
+        Self::from_file(settings::parse(text, Path::new("config.yaml"))?, |_| None)
+    }
+
     fn from_file(file: ConfigFile, env: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
         let file = file.with_environment(&env)?;
         refuse_unavailable(&file)?;

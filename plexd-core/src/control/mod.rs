@@ -15,6 +15,8 @@ pub mod backoff;
 pub mod batch;
 pub mod client;
 pub mod convert;
+#[cfg(test)]
+pub(crate) mod dev;
 pub mod envelope;
 pub mod events;
 pub mod secret;

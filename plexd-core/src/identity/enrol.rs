@@ -4,6 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -17,6 +18,7 @@ use crate::control::convert::Registration;
 use crate::control::wire::{CapabilitiesPayload, RegisterRequest, SecretText};
 use crate::state::State;
 use crate::status::{Board, Enrolment, Subsystem};
+use crate::storage::StorageError;
 use crate::supervisor::Shutdown;
 use crate::types::{NodeId, PrivateKey};
 
@@ -90,8 +92,31 @@ enum Attempt {
     Enrolled(Joined),
     /// The token or the node is refused: trying again the same way is pointless.
     Refused(String),
-    /// Worth trying again.
-    Failed(ClientError),
+    /// Worth trying again with the same token.
+    Failed {
+        problem: String,
+        /// How long the control plane asks to wait, if it does.
+        retry_after: Option<Duration>,
+    },
+}
+
+impl Attempt {
+    /// The control plane is not to blame, and a full disk may be emptied.
+    fn not_stored(what: &str, error: &StorageError) -> Self {
+        Self::Failed {
+            problem: format!("{what}: {error}; free space in the data directory"),
+            retry_after: None,
+        }
+    }
+}
+
+impl From<ClientError> for Attempt {
+    fn from(error: ClientError) -> Self {
+        if error.is_final() {
+            return Self::Refused(error.to_string());
+        }
+        Self::Failed { problem: error.to_string(), retry_after: error.retry_after() }
+    }
 }
 
 impl Enroller {
@@ -129,6 +154,8 @@ impl Enroller {
         let mut backoff = Backoff::new();
         let mut enrolment = self.board.enrolment_changes();
         loop {
+            // Before the look at it: what changes from here on ends the wait below.
+            enrolment.mark_unchanged();
             let pending = if self.needs_identity() { self.token.clone() } else { None };
             let wait = match pending {
                 None => {
@@ -144,14 +171,15 @@ impl Enroller {
                             self.refuse(problem);
                             continue;
                         }
-                        Attempt::Failed(error) => {
-                            self.board.raise(Subsystem::Enrolment, "register", error.to_string());
-                            Some(delay(&error, &mut backoff))
+                        Attempt::Failed { problem, retry_after } => {
+                            self.board.raise(Subsystem::Enrolment, "register", problem);
+                            enrolment.mark_unchanged();
+                            let own = backoff.next(backoff::random());
+                            Some(retry_after.unwrap_or(own))
                         }
                     },
                 },
             };
-            enrolment.mark_unchanged();
             // Cancel safe: a join that was received is answered before the next round.
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -201,9 +229,9 @@ impl Enroller {
                 self.refuse(problem.clone());
                 Err(JoinError::Refused(problem))
             }
-            Attempt::Failed(error) => {
-                self.board.raise(Subsystem::Enrolment, "register", error.to_string());
-                Err(JoinError::Unreachable(error.to_string()))
+            Attempt::Failed { problem, .. } => {
+                self.board.raise(Subsystem::Enrolment, "register", problem.clone());
+                Err(JoinError::Unreachable(problem))
             }
         }
     }
@@ -221,7 +249,7 @@ impl Enroller {
         self.board.set_enrolment(Enrolment::Registering);
         let key = match self.key() {
             Ok(key) => key,
-            Err(problem) => return Attempt::Refused(problem),
+            Err(attempt) => return attempt,
         };
         let request = RegisterRequest {
             token: SecretText::from(token.as_str()),
@@ -232,18 +260,20 @@ impl Enroller {
         };
         match self.client.register(&request).await {
             Ok(registration) => self.take_over(registration, key, request.capabilities).await,
-            Err(error) if error.is_final() => Attempt::Refused(error.to_string()),
-            Err(error) => Attempt::Failed(error),
+            Err(error) => error.into(),
         }
     }
 
     /// Returns the key to register with, making and storing one if there is none.
-    fn key(&mut self) -> Result<PrivateKey, String> {
+    fn key(&mut self) -> Result<PrivateKey, Attempt> {
         if let Some(key) = &self.private_key {
             return Ok(key.clone());
         }
-        let key = PrivateKey::generate().map_err(|error| format!("no key can be generated: {error}"))?;
-        self.store.save_key(&key).map_err(|error| format!("the new key cannot be stored: {error}"))?;
+        let key = PrivateKey::generate()
+            .map_err(|error| Attempt::Refused(format!("no key can be generated: {error}")))?;
+        self.store
+            .save_key(&key)
+            .map_err(|error| Attempt::not_stored("the new key cannot be stored", &error))?;
         self.private_key = Some(key.clone());
         Ok(key)
     }
@@ -260,7 +290,7 @@ impl Enroller {
         let identity = Identity { node_id, mesh_ip, secret_key: node_secret_key, signing_key, private_key };
         if let Err(error) = self.store.save_identity(&identity) {
             // The token and key can be sent again and are answered the same (contract, section 4).
-            return Attempt::Refused(format!("registered, but the identity cannot be stored: {error}"));
+            return Attempt::not_stored("registered, but the identity cannot be stored", &error);
         }
         if let Some(Err(error)) = told.map(|told| self.store.announced().remember(&identity.node_id, &told)) {
             tracing::warn!(%error, "the capabilities will be told again");
@@ -280,15 +310,12 @@ impl Enroller {
     }
 }
 
-fn delay(error: &ClientError, backoff: &mut Backoff) -> std::time::Duration {
-    let random = backoff::random();
-    let own = backoff.next(random);
-    error.retry_after().unwrap_or(own)
-}
-
-async fn sleep_or_forever(wait: Option<std::time::Duration>) {
+async fn sleep_or_forever(wait: Option<Duration>) {
     match wait {
         Some(wait) => tokio::time::sleep(wait).await,
         None => std::future::pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,8 @@
 //! The identity on disk: `wireguard.key`, written before the node registers, and `identity.json`, written before
 //! anything acts on the registration. A damaged file is set aside and told, never replaced in silence.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -56,28 +58,23 @@ impl IdentityStore {
         if let Some(text) = storage::read(&key_path)? {
             loaded.private_key = parse_key(&text);
             if loaded.private_key.is_none() {
-                let aside = storage::set_aside(&key_path, clock.now())?;
-                loaded.problem = Some(format!(
-                    "the key file was damaged and is now {}; enrol again with a new token: plexd-ctl join",
-                    aside.display()
-                ));
+                loaded.problem = Some(set_aside("key", &key_path, clock)?);
             }
         }
         let Some(text) = storage::read(&identity_path)? else { return Ok(loaded) };
         match (parse_identity(&text), &loaded.private_key) {
             (Some(parsed), Some(key)) => loaded.identity = Some(parsed.with_key(key.clone())),
+            // An identity must never be found together with the key of a later attempt to enrol.
             (Some(_), None) => {
-                loaded.problem.get_or_insert_with(|| {
-                    "the key file is missing; enrol again with a new token: plexd-ctl join".to_owned()
-                });
-            }
-            (None, _) => {
                 let aside = storage::set_aside(&identity_path, clock.now())?;
-                loaded.problem = Some(format!(
-                    "the identity file was damaged and is now {}; enrol again with a new token: plexd-ctl join",
+                let message = format!(
+                    "the key file is missing, and the identity file useless without it (it is now {}); enrol again with a \
+                     new token: plexd-ctl join",
                     aside.display()
-                ));
+                );
+                loaded.problem.get_or_insert(message);
             }
+            (None, _) => loaded.problem = Some(set_aside("identity", &identity_path, clock)?),
         }
         Ok(loaded)
     }
@@ -103,6 +100,15 @@ impl IdentityStore {
             .map_err(|error| StorageError::new("write", &path, error.into()))?;
         storage::replace(&path, &text)
     }
+}
+
+/// Sets a damaged file aside and says so.
+fn set_aside(what: &str, path: &Path, clock: &dyn Clock) -> Result<String, StorageError> {
+    let aside = storage::set_aside(path, clock.now())?;
+    let aside = aside.display();
+    Ok(format!(
+        "the {what} file was damaged and is now {aside}; enrol again with a new token: plexd-ctl join"
+    ))
 }
 
 fn parse_key(text: &[u8]) -> Option<PrivateKey> {
@@ -169,6 +175,20 @@ mod tests {
         assert_eq!(loaded.node_id.as_str(), "n_1");
         assert_eq!(loaded.private_key.public(), key.public());
         assert_eq!(loaded.secret_key.as_str(), "FfxsQVb4qzEtMrwtB9h1FuRCqcLEShg6onJZXHGwlGo=");
+    }
+
+    #[test]
+    fn leftovers_of_interrupted_writes_do_not_matter() {
+        let (folder, store) = store();
+        let key = PrivateKey::generate().unwrap();
+        store.save_key(&key).unwrap();
+        store.save_identity(&identity(key)).unwrap();
+        for name in [".identity.json.a1B2c3", "identity.json.tmp", ".wireguard.key.x", "format.tmp"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        let store = IdentityStore::new(DataDir::open(folder.path()).unwrap());
+        let loaded = store.load(&SystemClock).unwrap();
+        assert!(loaded.identity.is_some() && loaded.problem.is_none());
     }
 
     #[test]

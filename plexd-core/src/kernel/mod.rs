@@ -2,6 +2,8 @@
 //! for tests. Only the reconciler calls them. Nothing here decides anything.
 
 pub mod changes;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod network;
 pub mod nft;
 mod rtnl;
@@ -176,6 +178,8 @@ pub trait Network: Send + Sync {
     async fn observe(&self, interface: &str) -> Result<Option<ObservedLink>, KernelError>;
     /// Sets the MTU and brings the interface up.
     async fn bring_up(&self, interface: &str, mtu: u32) -> Result<(), KernelError>;
+    /// Takes the interface down, with its routes; one that is not there is no error.
+    async fn bring_down(&self, interface: &str) -> Result<(), KernelError>;
     /// Adds an address; one that is there is no error.
     async fn add_address(&self, interface: &str, address: IpNet) -> Result<(), KernelError>;
     /// Removes an address; one that is not there is no error.

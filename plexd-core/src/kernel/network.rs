@@ -83,22 +83,32 @@ impl RtNetlink {
         Ok(own)
     }
 
-    /// Tells who owns the destinations in `taken`, leaving out those that go through the interface `index` itself.
-    async fn conflicts(&self, index: u32, taken: Vec<IpNet>) -> io::Result<Vec<RouteConflict>> {
-        let mut owners = BTreeMap::new();
+    /// Maps those of `destinations` to which a route leads that does not go through the interface `index` to the
+    /// interface of that route, if it has one. Whatever its metric: ours would override it, or lose to it in silence.
+    async fn foreign(&self, index: u32, destinations: &[IpNet]) -> io::Result<BTreeMap<IpNet, Option<u32>>> {
+        let mut foreign = BTreeMap::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            if taken.iter().any(|destination| family_of(destination) == family) {
-                let routes = self.routes(family, None).await?;
-                owners.extend(owners_of(&routes));
+            let destinations: BTreeSet<IpNet> = destinations
+                .iter()
+                .filter(|destination| family_of(destination) == family)
+                .map(IpNet::trunc)
+                .collect();
+            if !destinations.is_empty() {
+                let mut routes = self.routes(family, None).await?;
+                routes.retain(|route| {
+                    !route.attributes.contains(&RouteAttribute::Oif(index))
+                        && destination_of(route).is_some_and(|to| destinations.contains(&to))
+                });
+                foreign.extend(owners_of(&routes));
             }
         }
+        Ok(foreign)
+    }
+
+    /// Names the owners of the destinations in `taken`.
+    async fn conflicts(&self, taken: BTreeMap<IpNet, Option<u32>>) -> io::Result<Vec<RouteConflict>> {
         let mut conflicts = Vec::new();
-        for destination in taken {
-            // Gone again, or with another metric than ours: nobody can be named.
-            let owner = owners.get(&destination).copied().flatten();
-            if owner == Some(index) {
-                continue;
-            }
+        for (destination, owner) in taken {
             let owner = match owner {
                 Some(owner) => self.rtnl.link_by_index(owner).await?.map(|link| link.name),
                 None => None,
@@ -143,6 +153,17 @@ impl Network for RtNetlink {
         within(async { request.execute().await.map_err(into_io) }).await.map_err(failed)
     }
 
+    async fn bring_down(&self, interface: &str) -> Result<(), KernelError> {
+        let failed = |error| KernelError::new("take down", interface, error);
+        let Some(link) = self.rtnl.link(interface).await.map_err(failed)? else { return Ok(()) };
+        let change = LinkUnspec::new_with_index(link.index).down().build();
+        let request = self.rtnl.handle().map_err(failed)?.link().change(change);
+        match within(async { request.execute().await.map_err(into_io) }).await {
+            Err(error) if rtnl::is(&error, Errno::ENODEV) => Ok(()),
+            result => result.map_err(failed),
+        }
+    }
+
     async fn add_address(&self, interface: &str, address: IpNet) -> Result<(), KernelError> {
         let failed = |error| KernelError::new("add address", format!("{address} to {interface}"), error);
         let link = self.require("add an address to", interface).await?;
@@ -175,16 +196,20 @@ impl Network for RtNetlink {
 
     async fn add_routes(&self, interface: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError> {
         let index = self.require("add routes through", interface).await?.index;
-        let mut results = stream::iter(routes.iter().copied())
+        let failed = |error| KernelError::new("read the routes that conflict with", interface, error);
+        let mut taken = self.foreign(index, routes).await.map_err(failed)?;
+        let free: Vec<IpNet> =
+            routes.iter().filter(|route| !taken.contains_key(&route.trunc())).copied().collect();
+        let mut results = stream::iter(free)
             .map(|destination| async move { (destination, self.add_route(index, destination).await) })
             .buffer_unordered(IN_FLIGHT);
-        let mut taken = Vec::new();
+        let mut there = Vec::new();
         let mut first_error = None;
         // One route that cannot be added keeps none of the others out.
         while let Some((destination, result)) = results.next().await {
             match result {
                 Ok(()) => {}
-                Err(error) if rtnl::is(&error, Errno::EEXIST) => taken.push(destination),
+                Err(error) if rtnl::is(&error, Errno::EEXIST) => there.push(destination),
                 Err(error) => {
                     first_error.get_or_insert((destination, error));
                 }
@@ -194,9 +219,9 @@ impl Network for RtNetlink {
             let object = format!("{destination} through {interface}");
             return Err(KernelError::new("add route", object, error));
         }
-        taken.sort_unstable();
-        let conflicts = self.conflicts(index, taken).await;
-        conflicts.map_err(|error| KernelError::new("read the routes that conflict with", interface, error))
+        // Through our interface, unless somebody added one since.
+        taken.extend(self.foreign(index, &there).await.map_err(failed)?);
+        self.conflicts(taken).await.map_err(failed)
     }
 
     async fn remove_routes(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError> {

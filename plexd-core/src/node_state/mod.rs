@@ -8,5 +8,11 @@ mod watch;
 pub use secrets::{ApiToken, ApiTokenError, SecretReader, SecretRules};
 pub use service::{NodeStateService, RULES, Sidecar, Who};
 
-/// Largest gRPC message in either direction, in bytes: a report at its limit of 64 MiB, and what is around it.
+/// Largest gRPC message to the sidecar, in bytes: a report at its limit of 64 MiB, and what is around it.
 pub const MAX_MESSAGE: usize = 72 * 1024 * 1024;
+
+/// Returns the largest gRPC message from the sidecar, in bytes: a report of `max_report_bytes` and what is around it.
+pub fn largest_request(max_report_bytes: u32) -> usize {
+    const AROUND: usize = 64 * 1024;
+    usize::try_from(max_report_bytes).map_or(MAX_MESSAGE, |bytes| bytes + AROUND)
+}

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use plexd_proto::node::v1::{self, SecretRefusal, get_secret_request::Caller};
@@ -17,10 +18,13 @@ use zeroize::{Zeroize, Zeroizing};
 
 use crate::control::client::{Client, ClientError};
 use crate::control::secret;
-use crate::identity::CurrentIdentity;
+use crate::identity::{CurrentIdentity, Identity};
 
 /// Secrets fetched at a time.
 const MAX_FETCHES: usize = 32;
+
+/// How long a read may take; shorter than what the sidecar waits.
+const DEADLINE: Duration = Duration::from_secs(35);
 
 /// Longest key, in bytes.
 const MAX_KEY: usize = 256;
@@ -117,9 +121,15 @@ impl SecretReader {
             return Err(SecretRefusal::NotFound);
         }
         let identity = self.identity.borrow().clone().ok_or(SecretRefusal::NotRegistered)?;
+        // Waiting for a place counts: the caller does not care what it waits for.
+        let read = tokio::time::timeout(DEADLINE, self.fetch(request.key, &identity));
+        read.await.map_err(|_| SecretRefusal::ControlPlaneUnavailable)?
+    }
+
+    async fn fetch(&self, key: String, identity: &Identity) -> Result<v1::Secret, SecretRefusal> {
         let _permit = self.fetches.acquire().await.map_err(|_| SecretRefusal::ControlPlaneUnavailable)?;
-        let response = self.client.secret(&identity.credentials(), &request.key).await.map_err(|error| {
-            tracing::debug!(key = request.key, %error, "secret not fetched");
+        let response = self.client.secret(&identity.credentials(), &key).await.map_err(|error| {
+            tracing::debug!(key, %error, "secret not fetched");
             match error {
                 ClientError::NotFound { .. } => SecretRefusal::NotFound,
                 ClientError::Forbidden { .. } => SecretRefusal::Forbidden,
@@ -127,12 +137,12 @@ impl SecretReader {
             }
         })?;
         let mut value = secret::decrypt(&identity.secret_key, &response).map_err(|error| {
-            tracing::warn!(key = request.key, %error, "secret not decrypted");
+            tracing::debug!(key, %error, "secret not decrypted");
             SecretRefusal::DecryptionFailed
         })?;
         let bytes = Bytes::copy_from_slice(value.as_bytes());
         value.zeroize();
-        Ok(v1::Secret { key: request.key, value: bytes, version: response.version })
+        Ok(v1::Secret { key, value: bytes, version: response.version })
     }
 }
 

@@ -8,7 +8,7 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use plexd_proto::node::v1;
 use plexd_proto::node::v1::change::Change as Kind;
-use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
@@ -90,15 +90,10 @@ impl Watcher {
                         self.cut(changes, Reset::No);
                     }
                 }
-                News::Report(first) => {
-                    let mut changes = vec![report_change(first)];
-                    while changes.len() < PIECE_CHANGES
-                        && let Ok(next) = reports.try_recv()
-                    {
-                        changes.push(report_change(next));
-                    }
-                    self.cut(changes, Reset::No);
-                }
+                News::Report(first) => match gather(first, reports) {
+                    Some(changes) => self.cut(changes, Reset::No),
+                    None => self.reports = None,
+                },
                 News::Lagged => self.reports = None,
                 News::End => return None,
             }
@@ -189,6 +184,23 @@ async fn news(sources: &mut Sources, reports: &mut broadcast::Receiver<reports::
     }
 }
 
+/// Returns the first change and those that wait behind it, as many as a piece holds; `None` if the receiver fell too far
+/// behind meanwhile, which it is told only once.
+fn gather(
+    first: reports::Change,
+    reports: &mut broadcast::Receiver<reports::Change>,
+) -> Option<Vec<v1::Change>> {
+    let mut changes = vec![report_change(first)];
+    while changes.len() < PIECE_CHANGES {
+        match reports.try_recv() {
+            Ok(next) => changes.push(report_change(next)),
+            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
+            Err(TryRecvError::Lagged(_)) => return None,
+        }
+    }
+    Some(changes)
+}
+
 fn change(kind: Kind) -> v1::Change {
     v1::Change { change: Some(kind) }
 }
@@ -232,3 +244,6 @@ pub(super) fn report_entry(entry: &reports::Entry) -> v1::ReportEntry {
 pub(super) fn report_deleted(deleted: reports::Deleted) -> v1::ReportDeleted {
     v1::ReportDeleted { key: deleted.key, revision: deleted.revision }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ pub struct Context {
     pub node: NodeId,
     /// This node's mesh address; its id stands for it even where `members` does not name the node.
     pub mesh_ip: IpAddr,
-    /// The mesh address and allowed IPs of every peer, and of this node.
+    /// The addresses of every peer, and of this node, as WireGuard has them: none belongs to two.
     pub members: BTreeMap<NodeId, BTreeSet<IpNet>>,
     /// The mesh interface, 1 to 15 bytes.
     pub interface: String,

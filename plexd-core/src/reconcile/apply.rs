@@ -1,12 +1,13 @@
 //! Takes the steps of a plan. The only place that changes the kernel. A step that fails is told and the others are still
-//! taken, but nothing is put on an interface that could not be made, and none is brought up without its policy.
+//! taken; but once the policy or the interface could not be put in place, only those that take something away. An interface
+//! that is up while there is no policy, and none can be put in place, is taken down.
 
 use std::sync::Arc;
 
 use super::drift::{Correction, Kind};
 use super::plan::{Plan, Planned, Step};
 use super::wanted::Wanted;
-use crate::kernel::{Applied, Firewall, KernelError, Network, RouteConflict, WireGuard};
+use crate::kernel::{Applied, Firewall, KernelError, Network, PeerChange, RouteConflict, WireGuard};
 
 /// The kernel, as the reconciler owns it.
 #[derive(Clone)]
@@ -42,7 +43,9 @@ impl Kernel {
     /// Takes the steps in order.
     pub async fn apply(&self, interface: &str, wanted: &Wanted, plan: Plan) -> Outcome {
         let mut outcome = Outcome::default();
+        let mut may_add = true;
         for Planned { step, corrections } in plan.steps {
+            let Some(step) = (if may_add { Some(step) } else { taking_away(step) }) else { continue };
             match self.take(interface, wanted, &step, &mut outcome).await {
                 // Of routes, those that somebody else owns were not put right.
                 Ok(()) if outcome.conflicts.is_empty() => outcome.corrections.extend(corrections),
@@ -50,13 +53,24 @@ impl Kernel {
                 Err(error) => {
                     tracing::debug!(%error, "step failed");
                     outcome.errors.push(error);
-                    if matches!(step, Step::ReplacePolicy | Step::CreateInterface | Step::Configure) {
-                        break;
+                    if plan.exposed && step == Step::ReplacePolicy {
+                        self.take_down(interface, &mut outcome).await;
                     }
+                    may_add &= !matches!(step, Step::ReplacePolicy | Step::CreateInterface | Step::Configure);
                 }
             }
         }
         outcome
+    }
+
+    /// Takes the interface down until policy can be put in place, after which the plan brings it up.
+    async fn take_down(&self, interface: &str, outcome: &mut Outcome) {
+        match self.network.bring_down(interface).await {
+            Ok(()) => {
+                tracing::warn!(iface = interface, "interface taken down: there is no policy in front of it");
+            }
+            Err(error) => outcome.errors.push(error),
+        }
     }
 
     async fn take(
@@ -86,6 +100,26 @@ impl Kernel {
             }
             Step::RemoveRoutes(routes) => self.network.remove_routes(interface, routes).await,
         }
+    }
+}
+
+/// Returns what of a step takes away. That much is done even where policy is not in place: a peer that is gone must not
+/// keep its tunnel because of it.
+fn taking_away(step: Step) -> Option<Step> {
+    match step {
+        Step::Peers(changes) => {
+            let removals: Vec<PeerChange> =
+                changes.into_iter().filter(|change| matches!(change, PeerChange::Remove(_))).collect();
+            (!removals.is_empty()).then_some(Step::Peers(removals))
+        }
+        Step::RemoveRoutes(_) | Step::RemoveAddress(_) => Some(step),
+        Step::ReplacePolicy
+        | Step::RemovePolicy
+        | Step::CreateInterface
+        | Step::Configure
+        | Step::AddAddress(_)
+        | Step::BringUp
+        | Step::AddRoutes(_) => None,
     }
 }
 

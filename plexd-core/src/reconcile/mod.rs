@@ -3,11 +3,13 @@
 
 mod apply;
 pub mod drift;
+mod names;
+mod ownership;
 mod plan;
 mod status;
 mod wanted;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -22,11 +24,11 @@ use crate::policy::PolicySet;
 use crate::state::Desired;
 use crate::status::{Board, Subsystem};
 use crate::supervisor::Shutdown;
-use crate::types::Endpoint;
 
 use drift::Correction;
-use plan::{LastEndpoints, Observed};
-use wanted::{Input, Resolved, Wanted};
+use names::Names;
+use plan::{LastEndpoints, Observed, Reading};
+use wanted::{Input, Wanted};
 
 pub use apply::Kernel;
 pub use status::{MeshStatus, PeerStatus};
@@ -36,9 +38,6 @@ const QUEUE: usize = 16;
 
 /// How long changes of the kernel are gathered before they are looked at: `nft -f` or a network manager makes many.
 const SETTLE: Duration = Duration::from_millis(100);
-
-/// How long the resolution of one endpoint's name may take.
-const RESOLVE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Asks the reconciler. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -100,13 +99,24 @@ pub struct Reconciler {
     backend_reason: String,
     wiring: Wiring,
     requests: mpsc::Receiver<Request>,
-    resolved: Resolved,
+    names: Names,
+    goal: Option<Goal>,
     last_endpoints: LastEndpoints,
     /// The newest policies that could be compiled.
     policies: Arc<PolicySet>,
+    /// Why newer ones could not.
+    refused: Option<String>,
     /// What the kernel should have, as of the last reconciliation.
     wanted: Option<Wanted>,
     last_success: Option<Instant>,
+}
+
+/// What is reconciled to. A change of it is taken up by a reconciliation of its own, so that one that only checks never
+/// takes news for drift.
+#[derive(Debug, Clone)]
+struct Goal {
+    identity: Arc<Identity>,
+    desired: Arc<Desired>,
 }
 
 /// Why a reconciliation is made; decides whether what it corrects is drift.
@@ -130,9 +140,11 @@ impl Reconciler {
             backend_reason,
             wiring,
             requests,
-            resolved: Resolved::new(),
+            names: Names::default(),
+            goal: None,
             last_endpoints: LastEndpoints::new(),
             policies: Arc::default(),
+            refused: None,
             wanted: None,
             last_success: None,
         };
@@ -141,8 +153,6 @@ impl Reconciler {
 
     /// Brings the kernel to the last known state; to be awaited before the node says it is ready.
     pub async fn start(&mut self) {
-        self.wiring.desired.mark_unchanged();
-        self.wiring.identity.mark_unchanged();
         self.reconcile(Cause::Start).await;
     }
 
@@ -163,6 +173,11 @@ impl Reconciler {
                     while self.wiring.kernel_changes.try_recv().is_ok() {}
                     self.reconcile(Cause::Check).await;
                 }
+                found = self.names.found() => {
+                    if found == names::Found::Changed {
+                        self.reconcile(Cause::Change).await;
+                    }
+                }
                 Some(request) = self.requests.recv() => match request {
                     Request::Reconcile => self.reconcile(Cause::Check).await,
                     // Callers that no longer wait are no error.
@@ -178,13 +193,18 @@ impl Reconciler {
     }
 
     async fn reconcile(&mut self, cause: Cause) {
-        let Some(identity) = self.wiring.identity.borrow_and_update().clone() else { return };
-        let desired = Arc::clone(&self.wiring.desired.borrow_and_update());
-        self.resolve_endpoints(&desired).await;
-        let Some(wanted) = self.wanted(&desired, &identity) else { return };
+        if cause != Cause::Check {
+            self.take_up_news();
+        }
+        let Some(Goal { identity, desired }) = self.goal.clone() else { return };
+        let wanted = self.wanted(&desired, &identity);
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
-        let plan = plan::plan(&wanted, &observed, &self.last_endpoints, SystemTime::now());
+        let now = SystemTime::now();
+        let plan = plan::plan(&wanted, &observed, &self.last_endpoints, now);
+        self.names.ask_for(&desired, |peer| {
+            cause == Cause::Check && wanted.peers.contains_key(peer) && !plan::is_heard(&observed, peer, now)
+        });
         let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
         errors.extend(outcome.errors);
         self.report(&errors, &outcome.conflicts, outcome.without_log);
@@ -196,47 +216,64 @@ impl Reconciler {
         self.tell_drift(cause, outcome.corrections);
     }
 
-    /// Returns what is wanted, with the newest policies that can be compiled.
-    fn wanted(&mut self, desired: &Desired, identity: &Identity) -> Option<Wanted> {
+    fn take_up_news(&mut self) {
+        let identity = self.wiring.identity.borrow_and_update().clone();
+        let desired = Arc::clone(&self.wiring.desired.borrow_and_update());
+        self.goal = identity.map(|identity| Goal { identity, desired });
+    }
+
+    /// Returns what is wanted, with the newest policies that can be compiled: those of the state, else the last that could,
+    /// else none, which denies (unless the default is to allow). What the control plane takes away is taken away in any
+    /// case.
+    fn wanted(&mut self, desired: &Desired, identity: &Identity) -> Wanted {
+        let none = Arc::default();
         let input = |policies| Input {
             desired,
             policies,
             identity,
             mesh: &self.config.mesh,
             settings: self.config.policy,
-            resolved: &self.resolved,
+            resolved: self.names.resolved(),
         };
-        match input(&desired.policies).wanted() {
+        let error = match input(&desired.policies).wanted() {
             Ok(wanted) => {
                 self.policies = Arc::clone(&desired.policies);
+                self.refused = None;
                 self.wiring.board.clear(Subsystem::Policy, "compile");
-                Some(wanted)
+                return wanted;
             }
-            Err(error) => {
-                let message = format!(
-                    "the newest policy set cannot be enforced, the one before stays in force: {error}"
-                );
-                self.wiring.board.raise(Subsystem::Policy, "compile", message);
-                // At worst the empty set, which denies (unless the default is to allow).
-                input(&self.policies)
-                    .wanted()
-                    .inspect_err(|error| tracing::error!(%error, "no policy compiles"))
-                    .ok()
-            }
+            Err(error) => error.to_string(),
+        };
+        let (policies, wanted) = if let Ok(wanted) = input(&self.policies).wanted() {
+            (Arc::clone(&self.policies), wanted)
+        } else {
+            let wanted = input(&none)
+                .wanted()
+                .expect("no rules always compile: the configuration has checked the interface's name");
+            (Arc::clone(&none), wanted)
+        };
+        let consequence = if policies.policies.is_empty() {
+            "none is in force, so the default decides"
+        } else {
+            "the one before stays in force"
+        };
+        self.policies = policies;
+        let message = format!("the newest policy set cannot be enforced, {consequence}: {error}");
+        self.wiring.board.raise(Subsystem::Policy, "compile", message);
+        if self.refused.as_ref() != Some(&error) {
+            self.send_drift(vec![Correction::new(drift::Kind::PolicyRejected, error.clone())]);
+            self.refused = Some(error);
         }
+        wanted
     }
 
     async fn observe(&self, wanted: &Wanted, errors: &mut Vec<KernelError>) -> Observed {
         let mut keep = |result: Result<_, KernelError>| result.map_err(|error| errors.push(error)).ok();
         let empty = crate::policy::Table::default();
         let table = keep(self.kernel.firewall.observe(wanted.table.as_ref().unwrap_or(&empty)).await);
-        let device = self.kernel.wireguard.observe().await;
-        let link = self.kernel.network.observe(&self.config.mesh.interface).await;
-        Observed {
-            table,
-            device: device.map_err(|error| errors.push(error)).ok().flatten(),
-            link: link.map_err(|error| errors.push(error)).ok().flatten(),
-        }
+        let device = reading(self.kernel.wireguard.observe().await, errors);
+        let link = reading(self.kernel.network.observe(&self.config.mesh.interface).await, errors);
+        Observed { table, device, link }
     }
 
     fn report(&self, errors: &[KernelError], conflicts: &[crate::kernel::RouteConflict], without_log: bool) {
@@ -265,31 +302,15 @@ impl Reconciler {
                 for correction in &corrections {
                     tracing::info!(kind = correction.kind.as_str(), detail = correction.detail, "corrected");
                 }
-                if self.wiring.drift.try_send(corrections).is_err() {
-                    tracing::warn!("drift report dropped: earlier ones are still unsent");
-                }
+                self.send_drift(corrections);
             }
             Cause::Start | Cause::Change => tracing::info!(changes = corrections.len(), "mesh updated"),
         }
     }
 
-    /// Resolves endpoints that are names. Those that are known stay as they are while they work.
-    async fn resolve_endpoints(&mut self, desired: &Desired) {
-        let names: BTreeSet<&Endpoint> = desired
-            .peers
-            .values()
-            .filter_map(|peer| peer.endpoint.as_ref())
-            .filter(|endpoint| {
-                matches!(endpoint, Endpoint::Name { .. }) && !self.resolved.contains_key(endpoint)
-            })
-            .collect();
-        let found = futures_util::future::join_all(
-            names.into_iter().map(async |name| (name.clone(), resolve(name).await)),
-        );
-        for (name, address) in found.await {
-            if let Some(address) = address {
-                self.resolved.insert(name, address);
-            }
+    fn send_drift(&self, corrections: Vec<Correction>) {
+        if self.wiring.drift.try_send(corrections).is_err() {
+            tracing::warn!("drift report dropped: earlier ones are still unsent");
         }
     }
 
@@ -309,6 +330,7 @@ impl Reconciler {
             backend_reason: self.backend_reason.clone(),
             peers: status::peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device),
             policies: Arc::clone(&self.policies),
+            refused: self.refused.clone(),
             last_success: self.last_success,
         }
     }
@@ -325,8 +347,16 @@ fn endpoints(wanted: &Wanted) -> BTreeMap<crate::types::PublicKey, SocketAddr> {
     wanted.peers.iter().filter_map(|(key, peer)| Some((*key, peer.config.endpoint?))).collect()
 }
 
-async fn resolve(endpoint: &Endpoint) -> Option<SocketAddr> {
-    let Endpoint::Name { host, port } = endpoint else { return None };
-    let lookup = tokio::net::lookup_host((&**host, *port));
-    tokio::time::timeout(RESOLVE_DEADLINE, lookup).await.ok()?.ok()?.next()
+fn reading<T>(result: Result<Option<T>, KernelError>, errors: &mut Vec<KernelError>) -> Reading<T> {
+    match result {
+        Ok(Some(there)) => Reading::There(there),
+        Ok(None) => Reading::Absent,
+        Err(error) => {
+            errors.push(error);
+            Reading::Unreadable
+        }
+    }
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -21,10 +21,22 @@ pub(super) const FRESH: Duration = Duration::from_mins(3);
 pub(super) struct Observed {
     /// The firewall; `None` while it could not be read.
     pub table: Option<ObservedTable>,
-    /// The WireGuard device; `None` if there is none.
-    pub device: Option<ObservedDevice>,
-    /// The interface; `None` if there is none.
-    pub link: Option<ObservedLink>,
+    /// The WireGuard device.
+    pub device: Reading<ObservedDevice>,
+    /// The interface.
+    pub link: Reading<ObservedLink>,
+}
+
+/// What reading a part of the kernel gave. Missing is not unreadable: what cannot be read is left as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) enum Reading<T> {
+    /// It is there.
+    There(T),
+    /// There is none.
+    #[default]
+    Absent,
+    /// It could not be read.
+    Unreadable,
 }
 
 /// One thing to do. In the order of a plan, policy comes before anything that could carry a packet.
@@ -66,6 +78,8 @@ pub struct Planned {
 pub struct Plan {
     /// Empty when what is there is what is wanted.
     pub steps: Vec<Planned>,
+    /// Whether the interface is up with no policy in front of it, so that it must go down if policy cannot be put in place.
+    pub exposed: bool,
 }
 
 /// Endpoints as they were last wanted, by peer: tells a change of the control plane's mind from a peer that roamed.
@@ -75,9 +89,19 @@ pub(super) type LastEndpoints = BTreeMap<PublicKey, SocketAddr>;
 pub(super) fn plan(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) -> Plan {
     let mut plan = Plan::default();
     plan.policy(wanted, observed);
-    plan.device(wanted, observed);
-    plan.peers(wanted, observed, last, now);
-    plan.link(wanted, observed);
+    plan.exposed = is_exposed(wanted, observed);
+    let device = match &observed.device {
+        Reading::There(device) => Some(device),
+        Reading::Absent => None,
+        Reading::Unreadable => return plan,
+    };
+    plan.device(wanted, device);
+    plan.peers(wanted, device, (last, now));
+    match &observed.link {
+        Reading::There(link) => plan.link(wanted, link),
+        Reading::Absent => plan.link(wanted, &ObservedLink::default()),
+        Reading::Unreadable => {}
+    }
     plan
 }
 
@@ -109,8 +133,8 @@ impl Plan {
         }
     }
 
-    fn device(&mut self, wanted: &Wanted, observed: &Observed) {
-        let Some(device) = &observed.device else {
+    fn device(&mut self, wanted: &Wanted, observed: Option<&ObservedDevice>) {
+        let Some(device) = observed else {
             self.add_one(Step::CreateInterface, Kind::InterfaceRestored, "the interface was missing");
             self.add(Step::Configure, Vec::new());
             return;
@@ -126,9 +150,14 @@ impl Plan {
         }
     }
 
-    fn peers(&mut self, wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) {
+    fn peers(
+        &mut self,
+        wanted: &Wanted,
+        observed: Option<&ObservedDevice>,
+        (last, now): (&LastEndpoints, SystemTime),
+    ) {
         let none = BTreeMap::new();
-        let there = observed.device.as_ref().map_or(&none, |device| &device.peers);
+        let there = observed.map_or(&none, |device| &device.peers);
         let mut changes = Vec::new();
         let mut corrections = Vec::new();
         let mut change = |change, kind, detail: String| {
@@ -157,9 +186,7 @@ impl Plan {
         }
     }
 
-    fn link(&mut self, wanted: &Wanted, observed: &Observed) {
-        let none = ObservedLink::default();
-        let link = observed.link.as_ref().unwrap_or(&none);
+    fn link(&mut self, wanted: &Wanted, link: &ObservedLink) {
         for address in link.addresses.iter().filter(|address| **address != wanted.address) {
             let detail = format!("address {address} was there and should not be");
             self.add_one(Step::RemoveAddress(*address), Kind::AddressRestored, detail);
@@ -189,6 +216,18 @@ impl Plan {
     }
 }
 
+/// Returns whether packets pass without policy: there is none, or none that could be read, and the interface is ours and may
+/// be up. A table that differs still filters, and keeps doing so until it is replaced.
+fn is_exposed(wanted: &Wanted, observed: &Observed) -> bool {
+    let unfiltered = matches!(observed.table, None | Some(ObservedTable::Absent));
+    let down = match &observed.link {
+        Reading::There(link) => !link.up,
+        Reading::Absent => true,
+        Reading::Unreadable => false,
+    };
+    wanted.table.is_some() && unfiltered && matches!(observed.device, Reading::There(_)) && !down
+}
+
 /// Returns the endpoint to set, if one is to be set: the control plane changed it, or the peer cannot be heard and it is
 /// not where it should be.
 fn endpoint_to_set(
@@ -211,6 +250,12 @@ pub(super) fn is_fresh(peer: &ObservedPeer, now: SystemTime) -> bool {
     peer.last_handshake.is_some_and(|at| now.duration_since(at).map_or(true, |age| age < FRESH))
 }
 
+/// Returns whether the peer is there and its last handshake is fresh.
+pub(super) fn is_heard(observed: &Observed, peer: &PublicKey, now: SystemTime) -> bool {
+    let Reading::There(device) = &observed.device else { return false };
+    device.peers.get(peer).is_some_and(|peer| is_fresh(peer, now))
+}
+
 fn difference(
     wanted: &WantedPeer,
     actual: &ObservedPeer,
@@ -228,3 +273,6 @@ fn difference(
     }
     endpoint.map(|_| "endpoint")
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,8 @@ pub struct MeshStatus {
     pub peers: Vec<PeerStatus>,
     /// The policies in force.
     pub policies: Arc<PolicySet>,
+    /// Why a newer set of policies cannot be enforced.
+    pub refused: Option<String>,
     /// When a reconciliation last ended well.
     pub last_success: Option<Instant>,
 }

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 
 use ipnet::IpNet;
 
+use super::ownership::Ownership;
 use crate::config::{Mesh, PolicySettings};
 use crate::identity::Identity;
 use crate::kernel::{DeviceConfig, PeerConfig};
 use crate::policy::{self, CompileError, Context, PolicySet, Table};
-use crate::state::Desired;
+use crate::state::{Desired, Peer};
 use crate::types::{Endpoint, NodeId, PublicKey};
 
 /// What the kernel should have.
@@ -69,7 +70,8 @@ impl Input<'_> {
     /// # Errors
     /// If the policies cannot be compiled.
     pub(super) fn wanted(&self) -> Result<Wanted, CompileError> {
-        let context = self.context();
+        let ownership = self.ownership();
+        let context = self.context(&ownership);
         let table = policy::compile(self.policies, &context)?;
         let mut wanted = Wanted {
             device: DeviceConfig {
@@ -83,21 +85,37 @@ impl Input<'_> {
             table,
             problems: BTreeMap::new(),
         };
-        self.add_peers(&mut wanted, &policy::visible(self.policies, &context));
+        self.add_peers(&mut wanted, &ownership, &policy::visible(self.policies, &context));
         Ok(wanted)
     }
 
-    fn context(&self) -> Context {
-        let peers = self.desired.peers.values().map(|peer| {
-            let mut networks = peer.allowed_ips.clone();
-            networks.insert(IpNet::from(peer.mesh_ip));
-            (peer.id.clone(), networks)
-        });
-        let own = (self.identity.node_id.clone(), BTreeSet::from([IpNet::from(self.identity.mesh_ip)]));
+    /// Whose network is whose. Peers that are left out for this node's own id or key own nothing.
+    fn ownership(&self) -> Ownership<'_> {
+        Ownership::new((&self.identity.node_id, self.identity.mesh_ip), &self.others().collect::<Vec<_>>())
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Peer> {
+        let is_this_node = self.is_this_node();
+        self.desired.peers.values().map(AsRef::as_ref).filter(move |peer| !is_this_node(peer))
+    }
+
+    /// Returns what tells a peer that has this node's own id or key.
+    fn is_this_node(&self) -> impl Fn(&Peer) -> bool {
+        // Once for all of them: it takes a multiplication on the curve.
+        let own_key = self.identity.private_key.public();
+        move |peer| peer.id == self.identity.node_id || peer.public_key == own_key
+    }
+
+    fn context(&self, ownership: &Ownership<'_>) -> Context {
+        let mut members = ownership.members();
+        // Also those to whom nothing belongs of what they claim.
+        for peer in self.others() {
+            members.entry(peer.id.clone()).or_default();
+        }
         Context {
             node: self.identity.node_id.clone(),
             mesh_ip: self.identity.mesh_ip,
-            members: peers.chain([own]).collect(),
+            members,
             interface: self.mesh.interface.clone(),
             default: self.settings.default,
             enabled: self.settings.enabled,
@@ -105,11 +123,10 @@ impl Input<'_> {
         }
     }
 
-    fn add_peers(&self, wanted: &mut Wanted, visible: &BTreeSet<NodeId>) {
-        let own_key = self.identity.private_key.public();
-        let mut owners: BTreeMap<IpNet, &NodeId> = BTreeMap::from([(wanted.address, &self.identity.node_id)]);
+    fn add_peers(&self, wanted: &mut Wanted, ownership: &Ownership<'_>, visible: &BTreeSet<NodeId>) {
+        let is_this_node = self.is_this_node();
         for peer in self.desired.peers.values() {
-            if peer.id == self.identity.node_id || peer.public_key == own_key {
+            if is_this_node(peer) {
                 wanted.problems.insert(peer.id.clone(), "has this node's own id or key".to_owned());
                 continue;
             }
@@ -119,12 +136,15 @@ impl Input<'_> {
             }
             let mut allowed_ips = BTreeSet::new();
             for net in &peer.allowed_ips {
-                if let Some(owner) = owners.get(net) {
-                    let problem = format!("allowed IP {net} already belongs to {owner}; it is left there");
-                    wanted.problems.insert(peer.id.clone(), problem);
-                } else {
-                    owners.insert(*net, &peer.id);
-                    allowed_ips.insert(*net);
+                match ownership.owner(net) {
+                    Some(owner) if *owner != peer.id => {
+                        let problem =
+                            format!("allowed IP {net} already belongs to {owner}; it is left there");
+                        wanted.problems.insert(peer.id.clone(), problem);
+                    }
+                    _ => {
+                        allowed_ips.insert(*net);
+                    }
                 }
             }
             for net in &allowed_ips {
@@ -155,3 +175,6 @@ impl Input<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

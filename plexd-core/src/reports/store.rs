@@ -99,12 +99,13 @@ impl Batch {
 }
 
 impl Store {
-    pub(super) fn open(path: &Path) -> Result<Self, OpenError> {
-        let mut store = Self { path: path.into(), database: None };
-        let database = storage::open_database(path)?;
-        create_tables(&database).map_err(|source| StorageError::new("prepare", path, source))?;
-        store.database = Some(database);
-        Ok(store)
+    /// Opens the database; one that is damaged is set aside. Returns also what was set aside.
+    pub(super) fn open(path: &Path, now: jiff::Timestamp) -> Result<(Self, Option<PathBuf>), OpenError> {
+        let (database, (), aside) = storage::open_or_set_aside(path, now, |database| {
+            create_tables(database)?;
+            read_through(database)
+        })?;
+        Ok((Self { path: path.into(), database: Some(database) }, aside))
     }
 
     /// Applies `writes` in one durable transaction. Each is judged as if those before it were done. If the
@@ -137,9 +138,9 @@ impl Store {
     pub(super) fn mark_conflicted(&mut self, batch: &Batch) -> io::Result<()> {
         self.durably(|transaction| {
             remove_from_outbox(transaction, batch)?;
-            let mut conflicted = transaction.open_table(CONFLICTED).map_err(io::Error::other)?;
+            let mut conflicted = transaction.open_table(CONFLICTED).map_err(storage::database_error)?;
             for entry in &batch.entries {
-                conflicted.insert(entry.key.as_str(), entry.version).map_err(io::Error::other)?;
+                conflicted.insert(entry.key.as_str(), entry.version).map_err(storage::database_error)?;
             }
             Ok(())
         })
@@ -147,15 +148,15 @@ impl Store {
 
     /// Returns the oldest unsent changes, at most `most` of them and `bytes` of payload, but at least one.
     pub(super) fn outbox(&mut self, most: usize, bytes: usize) -> io::Result<Batch> {
-        let read = self.database()?.begin_read().map_err(io::Error::other)?;
-        let outbox = read.open_table(OUTBOX).map_err(io::Error::other)?;
-        let entries = read.open_table(ENTRIES).map_err(io::Error::other)?;
+        let read = self.database()?.begin_read().map_err(storage::database_error)?;
+        let outbox = read.open_table(OUTBOX).map_err(storage::database_error)?;
+        let entries = read.open_table(ENTRIES).map_err(storage::database_error)?;
         let mut batch = Batch::default();
         let mut size = 0;
-        for row in outbox.iter().map_err(io::Error::other)? {
-            let (key, revision) = row.map_err(io::Error::other)?;
+        for row in outbox.iter().map_err(storage::database_error)? {
+            let (key, revision) = row.map_err(storage::database_error)?;
             let key = key.value();
-            match entries.get(key).map_err(io::Error::other)? {
+            match entries.get(key).map_err(storage::database_error)? {
                 Some(row) => {
                     let entry = to_entry(key, row.value());
                     size += entry.payload.len() + entry.key.len() + entry.content_type.len();
@@ -175,20 +176,22 @@ impl Store {
 
     /// Returns all entries, sorted by key.
     pub(super) fn entries(&mut self) -> io::Result<Vec<Entry>> {
-        let read = self.database()?.begin_read().map_err(io::Error::other)?;
-        let entries = read.open_table(ENTRIES).map_err(io::Error::other)?;
-        let rows = entries.iter().map_err(io::Error::other)?;
-        rows.map(|row| row.map(|(key, value)| to_entry(key.value(), value.value())).map_err(io::Error::other))
-            .collect()
+        let read = self.database()?.begin_read().map_err(storage::database_error)?;
+        let entries = read.open_table(ENTRIES).map_err(storage::database_error)?;
+        let rows = entries.iter().map_err(storage::database_error)?;
+        rows.map(|row| {
+            row.map(|(key, value)| to_entry(key.value(), value.value())).map_err(storage::database_error)
+        })
+        .collect()
     }
 
     pub(super) fn counts(&mut self) -> io::Result<Counts> {
-        let read = self.database()?.begin_read().map_err(io::Error::other)?;
-        let length = |result: Result<u64, redb::StorageError>| result.map_err(io::Error::other);
+        let read = self.database()?.begin_read().map_err(storage::database_error)?;
+        let length = |result: Result<u64, redb::StorageError>| result.map_err(storage::database_error);
         Ok(Counts {
-            entries: length(read.open_table(ENTRIES).map_err(io::Error::other)?.len())?,
-            pending: length(read.open_table(OUTBOX).map_err(io::Error::other)?.len())?,
-            conflicted: length(read.open_table(CONFLICTED).map_err(io::Error::other)?.len())?,
+            entries: length(read.open_table(ENTRIES).map_err(storage::database_error)?.len())?,
+            pending: length(read.open_table(OUTBOX).map_err(storage::database_error)?.len())?,
+            conflicted: length(read.open_table(CONFLICTED).map_err(storage::database_error)?.len())?,
         })
     }
 
@@ -202,9 +205,9 @@ impl Store {
     fn durably<T>(&mut self, change: impl FnOnce(&WriteTransaction) -> io::Result<T>) -> io::Result<T> {
         let database = self.database()?;
         let result = (|| {
-            let transaction = database.begin_write().map_err(io::Error::other)?;
+            let transaction = database.begin_write().map_err(storage::database_error)?;
             let result = change(&transaction)?;
-            transaction.commit().map_err(io::Error::other)?;
+            transaction.commit().map_err(storage::database_error)?;
             Ok(result)
         })();
         if result.is_err() {
@@ -215,13 +218,21 @@ impl Store {
 }
 
 fn create_tables(database: &Database) -> io::Result<()> {
-    let transaction = database.begin_write().map_err(io::Error::other)?;
-    transaction.open_table(ENTRIES).map_err(io::Error::other)?;
-    transaction.open_table(TOMBSTONES).map_err(io::Error::other)?;
-    transaction.open_table(OUTBOX).map_err(io::Error::other)?;
-    transaction.open_table(CONFLICTED).map_err(io::Error::other)?;
-    transaction.open_table(META).map_err(io::Error::other)?;
-    transaction.commit().map_err(io::Error::other)
+    let transaction = database.begin_write().map_err(storage::database_error)?;
+    transaction.open_table(ENTRIES).map_err(storage::database_error)?;
+    transaction.open_table(TOMBSTONES).map_err(storage::database_error)?;
+    transaction.open_table(OUTBOX).map_err(storage::database_error)?;
+    transaction.open_table(CONFLICTED).map_err(storage::database_error)?;
+    transaction.open_table(META).map_err(storage::database_error)?;
+    transaction.commit().map_err(storage::database_error)
+}
+
+/// Reads the entries, so that damage shows now and not when somebody needs them.
+fn read_through(database: &Database) -> io::Result<()> {
+    let read = database.begin_read().map_err(storage::database_error)?;
+    let entries = read.open_table(ENTRIES).map_err(storage::database_error)?;
+    let mut rows = entries.iter().map_err(storage::database_error)?;
+    rows.try_for_each(|row| row.map(drop).map_err(storage::database_error))
 }
 
 fn to_entry(key: &str, row: (i64, u64, &str, &str, &[u8])) -> Entry {
@@ -240,12 +251,12 @@ fn apply_put(transaction: &WriteTransaction, put: Put, now: &str) -> io::Result<
     if !is_valid(&put) {
         return Ok(Err(Refusal::Invalid));
     }
-    let mut entries = transaction.open_table(ENTRIES).map_err(io::Error::other)?;
-    let current = entries.get(put.key.as_str()).map_err(io::Error::other)?.map(|row| row.value().0);
+    let mut entries = transaction.open_table(ENTRIES).map_err(storage::database_error)?;
+    let current = entries.get(put.key.as_str()).map_err(storage::database_error)?.map(|row| row.value().0);
     if put.if_match.is_some_and(|expected| expected != current.unwrap_or(0)) {
         return Ok(Err(Refusal::VersionConflict));
     }
-    if current.is_none() && entries.len().map_err(io::Error::other)? >= MAX_ENTRIES {
+    if current.is_none() && entries.len().map_err(storage::database_error)? >= MAX_ENTRIES {
         return Ok(Err(Refusal::TooManyEntries));
     }
     let base = match current {
@@ -262,7 +273,7 @@ fn apply_put(transaction: &WriteTransaction, put: Put, now: &str) -> io::Result<
         revision,
     };
     let row = (entry.version, revision, entry.content_type.as_str(), now, entry.payload.as_ref());
-    entries.insert(entry.key.as_str(), row).map_err(io::Error::other)?;
+    entries.insert(entry.key.as_str(), row).map_err(storage::database_error)?;
     drop(entries);
     enqueue(transaction, &entry.key, revision)?;
     Ok(Ok(entry))
@@ -273,8 +284,8 @@ fn apply_delete(
     key: &str,
     if_match: Option<i64>,
 ) -> io::Result<Result<Deleted, Refusal>> {
-    let mut entries = transaction.open_table(ENTRIES).map_err(io::Error::other)?;
-    let Some(current) = entries.get(key).map_err(io::Error::other)?.map(|row| row.value().0) else {
+    let mut entries = transaction.open_table(ENTRIES).map_err(storage::database_error)?;
+    let Some(current) = entries.get(key).map_err(storage::database_error)?.map(|row| row.value().0) else {
         return Ok(Err(if if_match.is_some_and(|expected| expected != 0) {
             Refusal::VersionConflict
         } else {
@@ -284,7 +295,7 @@ fn apply_delete(
     if if_match.is_some_and(|expected| expected != current) {
         return Ok(Err(Refusal::VersionConflict));
     }
-    entries.remove(key).map_err(io::Error::other)?;
+    entries.remove(key).map_err(storage::database_error)?;
     drop(entries);
     put_tombstone(transaction, key, current)?;
     let revision = next_revision(transaction)?;
@@ -293,9 +304,9 @@ fn apply_delete(
 }
 
 fn next_revision(transaction: &WriteTransaction) -> io::Result<u64> {
-    let mut meta = transaction.open_table(META).map_err(io::Error::other)?;
-    let revision = meta.get(REVISION).map_err(io::Error::other)?.map_or(0, |row| row.value()) + 1;
-    meta.insert(REVISION, revision).map_err(io::Error::other)?;
+    let mut meta = transaction.open_table(META).map_err(storage::database_error)?;
+    let revision = meta.get(REVISION).map_err(storage::database_error)?.map_or(0, |row| row.value()) + 1;
+    meta.insert(REVISION, revision).map_err(storage::database_error)?;
     Ok(revision)
 }
 
@@ -303,26 +314,30 @@ fn next_revision(transaction: &WriteTransaction) -> io::Result<u64> {
 fn enqueue(transaction: &WriteTransaction, key: &str, revision: u64) -> io::Result<()> {
     transaction
         .open_table(OUTBOX)
-        .map_err(io::Error::other)?
+        .map_err(storage::database_error)?
         .insert(key, revision)
-        .map_err(io::Error::other)?;
-    transaction.open_table(CONFLICTED).map_err(io::Error::other)?.remove(key).map_err(io::Error::other)?;
+        .map_err(storage::database_error)?;
+    transaction
+        .open_table(CONFLICTED)
+        .map_err(storage::database_error)?
+        .remove(key)
+        .map_err(storage::database_error)?;
     Ok(())
 }
 
 /// Takes the last version of a deleted key, or the floor if nothing is known of it.
 fn take_tombstone(transaction: &WriteTransaction, key: &str) -> io::Result<i64> {
-    let mut tombstones = transaction.open_table(TOMBSTONES).map_err(io::Error::other)?;
-    let known = tombstones.remove(key).map_err(io::Error::other)?.map(|row| row.value());
-    let meta = transaction.open_table(META).map_err(io::Error::other)?;
-    let floor = meta.get(FLOOR).map_err(io::Error::other)?.map_or(0, |row| row.value());
+    let mut tombstones = transaction.open_table(TOMBSTONES).map_err(storage::database_error)?;
+    let known = tombstones.remove(key).map_err(storage::database_error)?.map(|row| row.value());
+    let meta = transaction.open_table(META).map_err(storage::database_error)?;
+    let floor = meta.get(FLOOR).map_err(storage::database_error)?.map_or(0, |row| row.value());
     Ok(known.unwrap_or_else(|| i64::try_from(floor).unwrap_or(i64::MAX - 1)))
 }
 
 fn put_tombstone(transaction: &WriteTransaction, key: &str, version: i64) -> io::Result<()> {
-    let mut tombstones = transaction.open_table(TOMBSTONES).map_err(io::Error::other)?;
-    tombstones.insert(key, version).map_err(io::Error::other)?;
-    if tombstones.len().map_err(io::Error::other)? <= MAX_TOMBSTONES {
+    let mut tombstones = transaction.open_table(TOMBSTONES).map_err(storage::database_error)?;
+    tombstones.insert(key, version).map_err(storage::database_error)?;
+    if tombstones.len().map_err(storage::database_error)? <= MAX_TOMBSTONES {
         return Ok(());
     }
     let mut highest = 0;
@@ -331,19 +346,20 @@ fn put_tombstone(transaction: &WriteTransaction, key: &str, version: i64) -> io:
             highest = highest.max(version);
             false
         })
-        .map_err(io::Error::other)?;
-    let mut meta = transaction.open_table(META).map_err(io::Error::other)?;
-    let floor = meta.get(FLOOR).map_err(io::Error::other)?.map_or(0, |row| row.value());
-    meta.insert(FLOOR, floor.max(highest.unsigned_abs())).map_err(io::Error::other)?;
+        .map_err(storage::database_error)?;
+    let mut meta = transaction.open_table(META).map_err(storage::database_error)?;
+    let floor = meta.get(FLOOR).map_err(storage::database_error)?.map_or(0, |row| row.value());
+    meta.insert(FLOOR, floor.max(highest.unsigned_abs())).map_err(storage::database_error)?;
     Ok(())
 }
 
 fn remove_from_outbox(transaction: &WriteTransaction, batch: &Batch) -> io::Result<()> {
-    let mut outbox = transaction.open_table(OUTBOX).map_err(io::Error::other)?;
+    let mut outbox = transaction.open_table(OUTBOX).map_err(storage::database_error)?;
     for (key, revision) in batch.revisions() {
-        let unchanged = outbox.get(key).map_err(io::Error::other)?.is_some_and(|row| row.value() == revision);
+        let unchanged =
+            outbox.get(key).map_err(storage::database_error)?.is_some_and(|row| row.value() == revision);
         if unchanged {
-            outbox.remove(key).map_err(io::Error::other)?;
+            outbox.remove(key).map_err(storage::database_error)?;
         }
     }
     Ok(())

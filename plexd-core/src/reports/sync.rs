@@ -1,15 +1,16 @@
 //! Carries reports to the control plane: gathered for a moment, sent in bounded batches, at start too; conflicts are told
 //! apart entry by entry (contract, section 6).
 
+use std::io;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::{Batch, Counts, Entry, Reports};
-use crate::control::backoff::Backoff;
+use crate::control::backoff::{self, Backoff};
 use crate::control::client::ClientError;
-use crate::control::session::{Session, pause};
+use crate::control::session::Session;
 use crate::control::wire::{ReportEntry, ReportSyncRequest};
 use crate::status::Subsystem;
 use crate::supervisor::Shutdown;
@@ -19,6 +20,15 @@ const MAX_CHANGES: usize = 1_000;
 
 /// Most payload in one request, in bytes.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
+
+/// Why sending stopped for now.
+#[derive(Debug)]
+enum Trouble {
+    /// The control plane cannot take anything at the moment.
+    ControlPlane(ClientError),
+    /// What it said cannot be noted; sent again at once, it would be said again.
+    Storage(io::Error),
+}
 
 /// The task.
 #[derive(Debug)]
@@ -38,6 +48,7 @@ impl ReportSync {
 
     /// Sends until asked to stop.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
+        self.tell_conflicts();
         // What an earlier process acknowledged goes at once.
         let mut debounce = Duration::ZERO;
         loop {
@@ -46,7 +57,8 @@ impl ReportSync {
                 () = shutdown.cancelled() => return Ok(()),
                 changed = self.counts.wait_for(|counts| counts.pending > 0) => { changed?; }
             }
-            if !pause(std::mem::replace(&mut debounce, self.debounce), &shutdown).await {
+            let gathering = std::mem::replace(&mut debounce, self.debounce);
+            if !self.session.pause(gathering, &shutdown).await {
                 return Ok(());
             }
             // Cancel safe: what was not confirmed is sent again by the next process.
@@ -57,7 +69,7 @@ impl ReportSync {
         }
     }
 
-    /// Sends what there is, as long as it works.
+    /// Sends what there is.
     async fn drain(&mut self, shutdown: &Shutdown) {
         let mut backoff = Backoff::new();
         let mut most = MAX_CHANGES;
@@ -70,42 +82,47 @@ impl ReportSync {
                     return;
                 }
             };
-            match self.send(&batch, shutdown).await {
+            let result = match self.send(&batch, shutdown).await {
+                Ok(()) => self.confirm(batch).await,
+                // Too much at once: less, down to a single change.
+                Err(ClientError::TooLarge { .. }) if batch.len() > 1 => {
+                    most = (batch.len() / 2).max(1);
+                    Ok(())
+                }
+                Err(error) if concerns_content(&error) => self.send_one_by_one(batch, shutdown).await,
+                Err(error) => Err(Trouble::ControlPlane(error)),
+            };
+            let delay = match result {
                 Ok(()) => {
                     backoff.reset();
-                    self.confirm(batch).await;
+                    continue;
                 }
-                Err(ClientError::Conflict { .. }) => self.send_one_by_one(batch, shutdown).await,
-                // Too much at once: less, down to a single change.
-                Err(ClientError::TooLarge { .. }) if batch.len() > 1 => most = (batch.len() / 2).max(1),
-                Err(error) if error.is_final() => self.send_one_by_one(batch, shutdown).await,
-                Err(error) => {
-                    let delay = self.session.failed(&error, &mut backoff);
-                    if !pause(delay, shutdown).await {
-                        return;
-                    }
+                Err(Trouble::ControlPlane(error)) => self.session.failed(&error, &mut backoff),
+                Err(Trouble::Storage(error)) => {
+                    tracing::warn!(%error, "what became of reports cannot be noted; they are sent again");
+                    backoff.next(backoff::random())
                 }
+            };
+            if !self.session.pause(delay, shutdown).await {
+                return;
             }
         }
     }
 
     /// Finds out which changes of a refused batch are refused by themselves. Those stay here, marked.
-    async fn send_one_by_one(&mut self, batch: Batch, shutdown: &Shutdown) {
+    async fn send_one_by_one(&mut self, batch: Batch, shutdown: &Shutdown) -> Result<(), Trouble> {
         for single in batch.split() {
             match self.send(&single, shutdown).await {
-                Ok(()) => self.confirm(single).await,
-                Err(error) if error.is_final() || matches!(error, ClientError::Conflict { .. }) => {
+                Ok(()) => self.confirm(single).await?,
+                Err(error) if concerns_content(&error) => {
                     tracing::warn!(%error, "the control plane refuses a report; it stays on this node");
-                    if let Err(error) = self.reports.mark_conflicted(single).await {
-                        tracing::warn!(%error, "a refused report cannot be marked");
-                        return;
-                    }
+                    self.reports.mark_conflicted(single).await.map_err(Trouble::Storage)?;
+                    self.tell_conflicts();
                 }
-                // Whatever this is, the loop above waits and tries again.
-                Err(_) => return,
+                Err(error) => return Err(Trouble::ControlPlane(error)),
             }
         }
-        self.tell_conflicts();
+        Ok(())
     }
 
     async fn send(&mut self, batch: &Batch, shutdown: &Shutdown) -> Result<(), ClientError> {
@@ -121,20 +138,28 @@ impl ReportSync {
         Ok(())
     }
 
-    async fn confirm(&self, batch: Batch) {
-        if let Err(error) = self.reports.confirm(batch).await {
-            tracing::warn!(%error, "sent reports cannot be noted as sent; they are sent again");
-        }
+    async fn confirm(&self, batch: Batch) -> Result<(), Trouble> {
+        self.reports.confirm(batch).await.map_err(Trouble::Storage)?;
         self.tell_conflicts();
+        Ok(())
     }
 
     fn tell_conflicts(&self) {
         let conflicted = self.counts.borrow().conflicted;
         let problem = (conflicted > 0).then(|| {
-            format!("the control plane refused {conflicted} report entries for their version; write them again or delete them")
+            format!("the control plane refused {conflicted} report entries; write them again or delete them")
         });
         self.session.board.set(Subsystem::Reports, "conflicted", problem);
     }
+}
+
+/// Returns whether a refusal is about what was sent, so that other reports may fare better; anything else is about the node
+/// and concerns them all.
+fn concerns_content(error: &ClientError) -> bool {
+    matches!(
+        error,
+        ClientError::Conflict { .. } | ClientError::TooLarge { .. } | ClientError::BadRequest { .. }
+    )
 }
 
 /// Renders an entry; `None` for one whose payload or time is not what the store lets in.
@@ -147,3 +172,6 @@ fn wire(entry: &Entry) -> Option<ReportEntry> {
         updated_at: entry.updated_at.parse::<Timestamp>().ok()?,
     })
 }
+
+#[cfg(test)]
+mod tests;

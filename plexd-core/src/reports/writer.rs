@@ -32,11 +32,18 @@ pub struct Reports {
 /// The task that owns the database.
 #[derive(Debug)]
 pub struct ReportWriter {
+    writer: Writer,
+    /// Not within the writer: a thread that holds a sender of its own would wait for ever once the task is gone.
+    stop: mpsc::Sender<Request>,
+}
+
+/// What works on a thread of its own.
+#[derive(Debug)]
+struct Writer {
     store: Store,
     clock: Arc<dyn Clock>,
     board: Board,
     requests: mpsc::Receiver<Request>,
-    stop: mpsc::Sender<Request>,
     changes: broadcast::Sender<Change>,
     counts: watch::Sender<Counts>,
 }
@@ -63,13 +70,18 @@ pub struct Subscription {
 impl Reports {
     /// Opens the database at `path` and returns the handle and the task to be run.
     pub fn open(path: &Path, clock: Arc<dyn Clock>, board: Board) -> Result<(Self, ReportWriter), OpenError> {
-        let mut store = Store::open(path)?;
+        let (mut store, aside) = Store::open(path, clock.now())?;
+        let problem = aside.map(|aside| {
+            format!("the stored reports were damaged and are now {}; write them again", aside.display())
+        });
+        board.set(Subsystem::Storage, "reports", problem);
         let counts = store.counts().map_err(|source| OpenError::new("read", path, source))?;
         let (stop, requests) = mpsc::channel(QUEUE);
         let (counts, counts_seen) = watch::channel(counts);
         let (changes, _) = broadcast::channel(MAX_LAG);
         let handle = Self { requests: stop.clone(), counts: counts_seen };
-        Ok((handle, ReportWriter { store, clock, board, requests, stop, changes, counts }))
+        let writer = Writer { store, clock, board, requests, changes, counts };
+        Ok((handle, ReportWriter { writer, stop }))
     }
 
     /// Creates or replaces an entry; returns once it is durable.
@@ -128,14 +140,16 @@ impl Reports {
 impl ReportWriter {
     /// Serves requests until asked to stop; what was accepted before is done first.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let stop = self.stop.clone();
-        let writer = tokio::task::spawn_blocking(move || self.serve());
+        let Self { writer, stop } = self;
+        let thread = tokio::task::spawn_blocking(move || writer.serve());
         shutdown.cancelled().await;
         // The only failure is that the writer has ended already.
         let _ = stop.send(Request::Stop).await;
-        Ok(writer.await?)
+        Ok(thread.await?)
     }
+}
 
+impl Writer {
     fn serve(mut self) {
         while let Some(first) = self.requests.blocking_recv() {
             let mut writes = Vec::new();
@@ -168,13 +182,16 @@ impl ReportWriter {
             Request::Outbox { most, bytes, reply } => {
                 let _ = reply.send(self.store.outbox(most, bytes));
             }
+            // Counted before the answer: who asked may look at the counts next.
             Request::Confirm(batch, reply) => {
-                let _ = reply.send(self.store.confirm(&batch));
+                let confirmed = self.store.confirm(&batch);
                 self.count();
+                let _ = reply.send(confirmed);
             }
             Request::MarkConflicted(batch, reply) => {
-                let _ = reply.send(self.store.mark_conflicted(&batch));
+                let marked = self.store.mark_conflicted(&batch);
                 self.count();
+                let _ = reply.send(marked);
             }
             Request::Stop => return false,
         }

@@ -2,6 +2,7 @@
 //! else changes it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
 use imbl::OrdMap;
@@ -15,7 +16,7 @@ use crate::reconcile::drift::{Correction, Kind};
 use crate::types::NodeId;
 
 /// What the control plane wants. Cheap to clone; entries that did not change are shared with the snapshot before.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub struct Desired {
     /// Peers by id.
     pub peers: OrdMap<NodeId, Arc<Peer>>,
@@ -35,6 +36,22 @@ pub struct Desired {
     pub secret_refs: Ordered<SecretRef>,
     /// Sections of features to come, as received.
     pub sections: Arc<BTreeMap<&'static str, Box<RawValue>>>,
+}
+
+impl fmt::Debug for Desired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Sections may hold key material: only their names.
+        f.debug_struct("Desired")
+            .field("peers", &self.peers)
+            .field("policies", &self.policies)
+            .field("policies_rejected", &self.policies_rejected)
+            .field("signing_keys", &self.signing_keys)
+            .field("metadata", &self.metadata)
+            .field("data", &self.data)
+            .field("secret_refs", &self.secret_refs)
+            .field("sections", &self.sections.keys())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Entries by key that also remember the control plane's order.
@@ -288,8 +305,35 @@ impl Desired {
                 changed_keys(&next.secret_refs, &self.secret_refs),
             ));
         }
-        next.sections = Arc::new(sections);
+        let known = self.sections.iter().map(|(name, section)| (name, section.get()));
+        if !known.eq(sections.iter().map(|(name, section)| (name, section.get()))) {
+            next.sections = Arc::new(sections);
+        }
         (next, corrections)
+    }
+
+    /// Returns whether nothing differs from `old`, of which this is a successor; costs by the number of differences.
+    pub(super) fn is_same_as(&self, old: &Self) -> bool {
+        let Self {
+            peers,
+            rejected_peers,
+            policies,
+            policies_rejected,
+            signing_keys,
+            metadata,
+            data,
+            secret_refs,
+            sections,
+        } = self;
+        (peers.ptr_eq(&old.peers) || *peers == old.peers)
+            && *rejected_peers == old.rejected_peers
+            && *policies == old.policies
+            && *policies_rejected == old.policies_rejected
+            && *signing_keys == old.signing_keys
+            && *metadata == old.metadata
+            && *data == old.data
+            && *secret_refs == old.secret_refs
+            && Arc::ptr_eq(sections, &old.sections)
     }
 
     /// Sets a peer. A key belongs to one peer: whoever had it under another id has lost it.
@@ -371,3 +415,6 @@ fn changed_keys<T: PartialEq>(new: &Ordered<T>, old: &Ordered<T>) -> String {
         more => format!("{shown} and {} more", more - 3),
     }
 }
+
+#[cfg(test)]
+mod tests;

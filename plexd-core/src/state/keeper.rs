@@ -33,6 +33,14 @@ pub struct State {
 /// The task that owns the state.
 #[derive(Debug)]
 pub struct StateKeeper {
+    keeper: Keeper,
+    /// Not within the keeper: a thread that holds a sender of its own would wait for ever once the task is gone.
+    stop: mpsc::Sender<Request>,
+}
+
+/// What works on a thread of its own.
+#[derive(Debug)]
+struct Keeper {
     store: StateStore,
     clock: Arc<dyn Clock>,
     board: Board,
@@ -46,7 +54,6 @@ pub struct StateKeeper {
     /// Verified events handled since start; tells a pull that something happened meanwhile.
     events: u64,
     requests: mpsc::Receiver<Request>,
-    stop: mpsc::Sender<Request>,
     publish: watch::Sender<Arc<Desired>>,
     last_event_id: watch::Sender<Option<Arc<str>>>,
 }
@@ -102,21 +109,28 @@ pub enum PullOutcome {
 }
 
 impl State {
-    /// Opens the database at `path` and returns the handle and the task to be run.
+    /// Opens the database at `path` and returns the handle and the task to be run. `registered` is the signing key that
+    /// registration gave, which counts where the state has none: it may have been lost, and no state has to name keys.
     pub fn open(
         path: &std::path::Path,
         clock: Arc<dyn Clock>,
         board: Board,
+        registered: Option<SigningPublicKey>,
     ) -> Result<(Self, StateKeeper), crate::storage::StorageError> {
         let (store, stored) = StateStore::open(path, clock.now())?;
-        let Stored { desired, last_event_id, nonces, problem } = stored;
+        let Stored { mut desired, last_event_id, nonces, problem } = stored;
         board.set(Subsystem::Storage, "state", problem);
+        if desired.signing_keys.is_none() {
+            desired.signing_keys = registered.map(SigningKeys::only);
+        }
+        tell_rejected(&board, &desired);
+        board.control(|control| control.last_event_id.clone_from(&last_event_id));
         let desired = Arc::new(desired);
         let (stop, requests) = mpsc::channel(QUEUE);
         let (publish, desired_seen) = watch::channel(Arc::clone(&desired));
         let (last_event_id, last_event_seen) = watch::channel(last_event_id.map(Into::into));
         let handle = Self { requests: stop.clone(), desired: desired_seen, last_event_id: last_event_seen };
-        let keeper = StateKeeper {
+        let keeper = Keeper {
             store,
             clock,
             board,
@@ -126,11 +140,10 @@ impl State {
             awaits_pull: false,
             events: 0,
             requests,
-            stop,
             publish,
             last_event_id,
         };
-        Ok((handle, keeper))
+        Ok((handle, StateKeeper { keeper, stop }))
     }
 
     /// Returns the state to be watched.
@@ -182,16 +195,28 @@ impl State {
 }
 
 impl StateKeeper {
+    /// Lets events be verified by the key that registration gave, where no state has told another: after a crash before the
+    /// first one was stored, or with the stored one set aside.
+    pub fn trust_at_first(&mut self, key: SigningPublicKey) {
+        if self.keeper.desired.signing_keys.is_none() {
+            let mut desired = Desired::clone(&self.keeper.desired);
+            desired.signing_keys = Some(SigningKeys::only(key));
+            self.keeper.desired = Arc::new(desired);
+        }
+    }
+
     /// Serves requests until asked to stop.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
-        let stop = self.stop.clone();
-        let keeper = tokio::task::spawn_blocking(move || self.serve());
+        let Self { keeper, stop } = self;
+        let thread = tokio::task::spawn_blocking(move || keeper.serve());
         shutdown.cancelled().await;
         // The only failure is that the keeper has ended already.
         let _ = stop.send(Request::Stop).await;
-        Ok(keeper.await?)
+        Ok(thread.await?)
     }
+}
 
+impl Keeper {
     fn serve(mut self) {
         while let Some(request) = self.requests.blocking_recv() {
             // A caller that no longer waits for its answer is no error.
@@ -236,7 +261,7 @@ impl StateKeeper {
         let event = match events::decode(&verified.event_type, &verified.payload) {
             Ok(event) => event,
             Err(error) => {
-                tracing::warn!(event = verified.event_id, kind = verified.event_type, %error, "event has a bad payload");
+                tracing::debug!(event = verified.event_id, kind = verified.event_type, %error, "event has a bad payload");
                 return self.reject(id, Some(nonce), "payload", Pull::Yes);
             }
         };
@@ -247,8 +272,8 @@ impl StateKeeper {
         self.advance(Arc::new(applied.desired), EventMark { event_id: id, nonce: Some(nonce) });
         self.board.control(|control| {
             control.accepted += 1;
-            if let Some(kind) = applied.unsupported {
-                *control.unsupported.entry(kind).or_default() += 1;
+            if let Some(kind) = &applied.unsupported {
+                control.count_unsupported(kind);
             }
         });
         EventOutcome { rejected: None, pull: applied.pull, corrections: applied.corrections }
@@ -291,15 +316,19 @@ impl StateKeeper {
             corrections.retain(|correction| !correction.kind.is_local_state());
         }
         self.publish(Arc::new(next), None);
+        // What could not be read from disk is there again.
+        self.board.clear(Subsystem::Storage, "state");
         PullOutcome::Applied(corrections)
     }
 
     fn on_enrolled(&mut self, signing_key: SigningPublicKey, peers: Vec<Peer>, rejected: Vec<Rejected>) {
         let mut next = Desired::clone(&self.desired);
-        next.signing_keys =
-            Some(SigningKeys { current: signing_key, previous: None, transition_expires: None });
+        next.signing_keys = Some(SigningKeys::only(signing_key));
         next.peers = peers.into_iter().map(|peer| (peer.id.clone(), Arc::new(peer))).collect();
         next.rejected_peers = rejected.into();
+        // An answer that is still on its way was another identity's, and what the first one brings is no drift.
+        self.events += 1;
+        self.awaits_pull = true;
         // Ids of another identity's stream mean nothing to the new one's.
         self.publish(Arc::new(next), Some(EventMark { event_id: Some(String::new()), nonce: None }));
     }
@@ -326,21 +355,27 @@ impl StateKeeper {
             ),
         }
         if let Some(id) = mark.and_then(|mark| mark.event_id) {
-            self.board.control(|control| control.last_event_id = Some(id.clone()));
-            self.last_event_id.send_replace((!id.is_empty()).then(|| id.into()));
+            let id = Some(id).filter(|id| !id.is_empty());
+            self.board.control(|control| control.last_event_id.clone_from(&id));
+            self.last_event_id.send_replace(id.map(Into::into));
         }
-        let rejected = next.policies_rejected.as_deref();
-        self.board.set(
-            Subsystem::Policy,
-            "rejected",
-            rejected.map(|reason| {
-                format!("the newest policy set is invalid, the one before stays in force: {reason}")
-            }),
-        );
-        self.board.set(Subsystem::Mesh, "rejected_peers", describe(&next.rejected_peers));
-        self.desired = Arc::clone(&next);
-        self.publish.send_replace(next);
+        // Whoever watches looks at the whole state and the kernel: only for something.
+        if !next.is_same_as(&self.desired) {
+            tell_rejected(&self.board, &next);
+            self.publish.send_replace(Arc::clone(&next));
+        }
+        self.desired = next;
     }
+}
+
+/// Tells what of the state is not as the control plane wants it.
+fn tell_rejected(board: &Board, desired: &Desired) {
+    let policies = desired
+        .policies_rejected
+        .as_deref()
+        .map(|reason| format!("the newest policy set is invalid, the one before stays in force: {reason}"));
+    board.set(Subsystem::Policy, "rejected", policies);
+    board.set(Subsystem::Mesh, "rejected_peers", describe(&desired.rejected_peers));
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -362,3 +397,6 @@ fn describe(rejected: &[Rejected]) -> Option<String> {
         more => Some(format!("left out: {shown}; and {} more", more - 3)),
     }
 }
+
+#[cfg(test)]
+mod tests;

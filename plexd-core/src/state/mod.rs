@@ -7,6 +7,8 @@ mod disk;
 mod keeper;
 mod model;
 mod nonces;
+#[cfg(test)]
+pub(crate) mod samples;
 mod store;
 
 pub use desired::{Applied, Desired, EntryChange, Ordered, Placed};

@@ -74,6 +74,11 @@ pub struct SigningKeys {
 }
 
 impl SigningKeys {
+    /// Creates the keys of a control plane that has one.
+    pub fn only(current: SigningPublicKey) -> Self {
+        Self { current, previous: None, transition_expires: None }
+    }
+
     /// Returns the keys accepted at `now`: the current one, and the previous one while `now < transition_expires`.
     pub fn accepted(&self, now: Timestamp) -> impl Iterator<Item = &SigningPublicKey> {
         let in_transition = self.transition_expires.is_some_and(|expires| now < expires);

@@ -65,10 +65,10 @@ impl StateStore {
     /// Opens the database at `path` and reads it. One that is damaged is set aside, and the state starts empty: the next
     /// pull fills it.
     pub fn open(path: &Path, now: Timestamp) -> Result<(Self, Stored), StorageError> {
-        let (database, aside) = storage::open_or_set_aside(path, now)?;
-        let failed = |source| StorageError::new("read", path, source);
-        create_tables(&database).map_err(failed)?;
-        let mut stored = load(&database).map_err(failed)?;
+        let (database, mut stored, aside) = storage::open_or_set_aside(path, now, |database| {
+            create_tables(database)?;
+            load(database)
+        })?;
         if let Some(aside) = aside {
             let aside = aside.display();
             stored.problem = Some(format!(
@@ -84,12 +84,12 @@ impl StateStore {
             Some(database) => database,
             None => storage::open_database(&self.path).map_err(io::Error::other)?,
         };
-        let transaction = database.begin_write().map_err(io::Error::other)?;
+        let transaction = database.begin_write().map_err(storage::database_error)?;
         write_changes(&transaction, old, new)?;
         if let Some(mark) = mark {
             write_mark(&transaction, mark)?;
         }
-        transaction.commit().map_err(io::Error::other)?;
+        transaction.commit().map_err(storage::database_error)?;
         self.database = Some(database);
         Ok(())
     }
@@ -97,34 +97,34 @@ impl StateStore {
     /// Forgets nonces that could not be accepted any more.
     pub fn forget_nonces(&mut self, until: Timestamp) -> io::Result<()> {
         let Some(database) = &self.database else { return Ok(()) };
-        let transaction = database.begin_write().map_err(io::Error::other)?;
-        let mut nonces = transaction.open_table(NONCES).map_err(io::Error::other)?;
-        nonces.retain(|_, expires| expires > until.as_millisecond()).map_err(io::Error::other)?;
+        let transaction = database.begin_write().map_err(storage::database_error)?;
+        let mut nonces = transaction.open_table(NONCES).map_err(storage::database_error)?;
+        nonces.retain(|_, expires| expires >= until.as_millisecond()).map_err(storage::database_error)?;
         drop(nonces);
-        transaction.commit().map_err(io::Error::other)
+        transaction.commit().map_err(storage::database_error)
     }
 }
 
 fn create_tables(database: &Database) -> io::Result<()> {
-    let transaction = database.begin_write().map_err(io::Error::other)?;
-    transaction.open_table(PEERS).map_err(io::Error::other)?;
-    transaction.open_table(METADATA).map_err(io::Error::other)?;
-    transaction.open_table(DATA).map_err(io::Error::other)?;
-    transaction.open_table(SECRET_REFS).map_err(io::Error::other)?;
-    transaction.open_table(SECTIONS).map_err(io::Error::other)?;
-    transaction.open_table(NONCES).map_err(io::Error::other)?;
-    transaction.open_table(VALUES).map_err(io::Error::other)?;
-    transaction.commit().map_err(io::Error::other)
+    let transaction = database.begin_write().map_err(storage::database_error)?;
+    transaction.open_table(PEERS).map_err(storage::database_error)?;
+    transaction.open_table(METADATA).map_err(storage::database_error)?;
+    transaction.open_table(DATA).map_err(storage::database_error)?;
+    transaction.open_table(SECRET_REFS).map_err(storage::database_error)?;
+    transaction.open_table(SECTIONS).map_err(storage::database_error)?;
+    transaction.open_table(NONCES).map_err(storage::database_error)?;
+    transaction.open_table(VALUES).map_err(storage::database_error)?;
+    transaction.commit().map_err(storage::database_error)
 }
 
 fn load(database: &Database) -> io::Result<Stored> {
-    let read = database.begin_read().map_err(io::Error::other)?;
+    let read = database.begin_read().map_err(storage::database_error)?;
     let mut desired = Desired::default();
     let mut damaged = Vec::new();
 
-    let peers = read.open_table(PEERS).map_err(io::Error::other)?;
-    for row in peers.iter().map_err(io::Error::other)? {
-        let (key, text) = row.map_err(io::Error::other)?;
+    let peers = read.open_table(PEERS).map_err(storage::database_error)?;
+    for row in peers.iter().map_err(storage::database_error)? {
+        let (key, text) = row.map_err(storage::database_error)?;
         match super::model::Peer::from_disk(text.value()) {
             Some(peer) => {
                 desired.peers.insert(peer.id.clone(), peer.into());
@@ -132,20 +132,20 @@ fn load(database: &Database) -> io::Result<Stored> {
             None => damaged.push(format!("peer {}", key.value())),
         }
     }
-    let metadata = read.open_table(METADATA).map_err(io::Error::other)?;
+    let metadata = read.open_table(METADATA).map_err(storage::database_error)?;
     let mut values = BTreeMap::new();
-    for row in metadata.iter().map_err(io::Error::other)? {
-        let (key, value) = row.map_err(io::Error::other)?;
+    for row in metadata.iter().map_err(storage::database_error)? {
+        let (key, value) = row.map_err(storage::database_error)?;
         values.insert(key.value().to_owned(), value.value().to_owned());
     }
     desired.metadata = values.into();
-    desired.data = load_ordered(&read.open_table(DATA).map_err(io::Error::other)?, &mut damaged)?;
+    desired.data = load_ordered(&read.open_table(DATA).map_err(storage::database_error)?, &mut damaged)?;
     desired.secret_refs =
-        load_ordered(&read.open_table(SECRET_REFS).map_err(io::Error::other)?, &mut damaged)?;
-    desired.sections = load_sections(&read.open_table(SECTIONS).map_err(io::Error::other)?)?.into();
+        load_ordered(&read.open_table(SECRET_REFS).map_err(storage::database_error)?, &mut damaged)?;
+    desired.sections = load_sections(&read.open_table(SECTIONS).map_err(storage::database_error)?)?.into();
 
-    let single = read.open_table(VALUES).map_err(io::Error::other)?;
-    let value = |name| single.get(name).map_err(io::Error::other);
+    let single = read.open_table(VALUES).map_err(storage::database_error)?;
+    let value = |name| single.get(name).map_err(storage::database_error);
     if let Some(text) = value(POLICIES)? {
         match crate::policy::PolicySet::from_disk(text.value()) {
             Some(policies) => desired.policies = policies.into(),
@@ -154,13 +154,21 @@ fn load(database: &Database) -> io::Result<Stored> {
     }
     desired.policies_rejected =
         value(POLICIES_REJECTED)?.map(|text| String::from_utf8_lossy(text.value()).into());
-    desired.signing_keys =
-        value(SIGNING_KEYS)?.and_then(|text| super::model::SigningKeys::from_disk(text.value()));
-    let last_event_id = value(LAST_EVENT)?.map(|text| String::from_utf8_lossy(text.value()).into_owned());
+    if let Some(text) = value(SIGNING_KEYS)? {
+        desired.signing_keys = super::model::SigningKeys::from_disk(text.value());
+        if desired.signing_keys.is_none() {
+            damaged.push("signing keys".to_owned());
+        }
+    }
+    let last_event_id = value(LAST_EVENT)?
+        .map(|text| String::from_utf8_lossy(text.value()).into_owned())
+        .filter(|id| !id.is_empty());
 
     let mut nonces = Nonces::default();
-    for row in read.open_table(NONCES).map_err(io::Error::other)?.iter().map_err(io::Error::other)? {
-        let (nonce, expires) = row.map_err(io::Error::other)?;
+    for row in
+        read.open_table(NONCES).map_err(storage::database_error)?.iter().map_err(storage::database_error)?
+    {
+        let (nonce, expires) = row.map_err(storage::database_error)?;
         nonces.insert(nonce.value(), Timestamp::from_millisecond(expires.value()).unwrap_or(Timestamp::MAX));
     }
     let problem = (!damaged.is_empty())
@@ -173,8 +181,8 @@ fn load_ordered<T: OnDisk + PartialEq>(
     damaged: &mut Vec<String>,
 ) -> io::Result<Ordered<T>> {
     let mut entries = Vec::new();
-    for row in table.iter().map_err(io::Error::other)? {
-        let (key, value) = row.map_err(io::Error::other)?;
+    for row in table.iter().map_err(storage::database_error)? {
+        let (key, value) = row.map_err(storage::database_error)?;
         let (position, text) = value.value();
         match T::from_disk(text) {
             Some(entry) => entries.push((key.value().to_owned(), Placed { position, entry: entry.into() })),
@@ -189,7 +197,7 @@ fn load_sections(
 ) -> io::Result<BTreeMap<&'static str, Box<RawValue>>> {
     let mut sections = BTreeMap::new();
     for name in super::SECTION_NAMES {
-        if let Some(text) = table.get(name).map_err(io::Error::other)?
+        if let Some(text) = table.get(name).map_err(storage::database_error)?
             && let Ok(section) = RawValue::from_string(text.value().to_owned())
         {
             sections.insert(name, section);
@@ -201,53 +209,55 @@ fn load_sections(
 fn write_changes(transaction: &WriteTransaction, old: &Desired, new: &Desired) -> io::Result<()> {
     write_peers(transaction, old, new)?;
     if old.metadata != new.metadata {
-        let mut table = transaction.open_table(METADATA).map_err(io::Error::other)?;
-        table.retain(|key, _| new.metadata.contains_key(key)).map_err(io::Error::other)?;
+        let mut table = transaction.open_table(METADATA).map_err(storage::database_error)?;
+        table.retain(|key, _| new.metadata.contains_key(key)).map_err(storage::database_error)?;
         for (key, value) in new.metadata.iter().filter(|(key, value)| old.metadata.get(*key) != Some(*value))
         {
-            table.insert(key.as_str(), value.as_str()).map_err(io::Error::other)?;
+            table.insert(key.as_str(), value.as_str()).map_err(storage::database_error)?;
         }
     }
     write_ordered(transaction, DATA, &old.data, &new.data)?;
     write_ordered(transaction, SECRET_REFS, &old.secret_refs, &new.secret_refs)?;
     if !std::sync::Arc::ptr_eq(&old.sections, &new.sections) {
-        let mut table = transaction.open_table(SECTIONS).map_err(io::Error::other)?;
-        table.retain(|name, _| new.sections.contains_key(name)).map_err(io::Error::other)?;
+        let mut table = transaction.open_table(SECTIONS).map_err(storage::database_error)?;
+        table.retain(|name, _| new.sections.contains_key(name)).map_err(storage::database_error)?;
         for (name, section) in new.sections.iter() {
-            table.insert(*name, section.get()).map_err(io::Error::other)?;
+            table.insert(*name, section.get()).map_err(storage::database_error)?;
         }
     }
-    let mut values = transaction.open_table(VALUES).map_err(io::Error::other)?;
+    let mut values = transaction.open_table(VALUES).map_err(storage::database_error)?;
     if old.policies != new.policies {
         let text = new.policies.to_disk().map_err(io::Error::other)?;
-        values.insert(POLICIES, text.as_slice()).map_err(io::Error::other)?;
+        values.insert(POLICIES, text.as_slice()).map_err(storage::database_error)?;
     }
     if old.policies_rejected != new.policies_rejected {
         match &new.policies_rejected {
-            Some(reason) => values.insert(POLICIES_REJECTED, reason.as_bytes()).map_err(io::Error::other)?,
-            None => values.remove(POLICIES_REJECTED).map_err(io::Error::other)?,
+            Some(reason) => {
+                values.insert(POLICIES_REJECTED, reason.as_bytes()).map_err(storage::database_error)?
+            }
+            None => values.remove(POLICIES_REJECTED).map_err(storage::database_error)?,
         };
     }
     if old.signing_keys != new.signing_keys
         && let Some(keys) = &new.signing_keys
     {
         let text = keys.to_disk().map_err(io::Error::other)?;
-        values.insert(SIGNING_KEYS, text.as_slice()).map_err(io::Error::other)?;
+        values.insert(SIGNING_KEYS, text.as_slice()).map_err(storage::database_error)?;
     }
     Ok(())
 }
 
 fn write_peers(transaction: &WriteTransaction, old: &Desired, new: &Desired) -> io::Result<()> {
-    let mut table = transaction.open_table(PEERS).map_err(io::Error::other)?;
+    let mut table = transaction.open_table(PEERS).map_err(storage::database_error)?;
     for change in old.peers.diff(&new.peers) {
         match change {
             imbl::ordmap::DiffItem::Add(id, peer)
             | imbl::ordmap::DiffItem::Update { new: (id, peer), .. } => {
                 let text = peer.to_disk().map_err(io::Error::other)?;
-                table.insert(id.as_str(), text.as_slice()).map_err(io::Error::other)?;
+                table.insert(id.as_str(), text.as_slice()).map_err(storage::database_error)?;
             }
             imbl::ordmap::DiffItem::Remove(id, _) => {
-                table.remove(id.as_str()).map_err(io::Error::other)?;
+                table.remove(id.as_str()).map_err(storage::database_error)?;
             }
         }
     }
@@ -260,15 +270,15 @@ fn write_ordered<T: OnDisk + PartialEq>(
     old: &Ordered<T>,
     new: &Ordered<T>,
 ) -> io::Result<()> {
-    let mut table = transaction.open_table(definition).map_err(io::Error::other)?;
+    let mut table = transaction.open_table(definition).map_err(storage::database_error)?;
     for change in new.changes_since(old) {
         match change {
             EntryChange::Set(key, placed) => {
                 let text = placed.entry.to_disk().map_err(io::Error::other)?;
-                table.insert(key, (placed.position, text.as_slice())).map_err(io::Error::other)?;
+                table.insert(key, (placed.position, text.as_slice())).map_err(storage::database_error)?;
             }
             EntryChange::Removed(key) => {
-                table.remove(key).map_err(io::Error::other)?;
+                table.remove(key).map_err(storage::database_error)?;
             }
         }
     }
@@ -277,12 +287,16 @@ fn write_ordered<T: OnDisk + PartialEq>(
 
 fn write_mark(transaction: &WriteTransaction, mark: &EventMark) -> io::Result<()> {
     if let Some(event_id) = &mark.event_id {
-        let mut values = transaction.open_table(VALUES).map_err(io::Error::other)?;
-        values.insert(LAST_EVENT, event_id.as_bytes()).map_err(io::Error::other)?;
+        let mut values = transaction.open_table(VALUES).map_err(storage::database_error)?;
+        values.insert(LAST_EVENT, event_id.as_bytes()).map_err(storage::database_error)?;
     }
     if let Some((nonce, expires)) = &mark.nonce {
-        let mut nonces = transaction.open_table(NONCES).map_err(io::Error::other)?;
-        nonces.insert(nonce.as_str(), expires.as_millisecond()).map_err(io::Error::other)?;
+        let mut nonces = transaction.open_table(NONCES).map_err(storage::database_error)?;
+        // The part of a millisecond that is cut off must not be a part in which the event could be replayed.
+        nonces.insert(nonce.as_str(), expires.as_millisecond() + 1).map_err(storage::database_error)?;
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@
 mod artifact;
 mod server;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use plexd_core::control::client::{
@@ -16,6 +17,7 @@ use plexd_core::control::wire::{
 use plexd_core::types::PrivateKey;
 use server::{Answer, NSK, Server, answer, client, who};
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 fn registration() -> RegisterRequest {
@@ -227,6 +229,36 @@ async fn an_event_stream_gives_its_items_and_ends_after_90_seconds_of_silence() 
     let error = stream.next(&|| {}).await.unwrap_err();
     assert!(matches!(error, ClientError::Timeout { limit, .. } if limit == IDLE_TIMEOUT), "{error}");
     assert!(started.elapsed() + Duration::from_secs(5) > IDLE_TIMEOUT, "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_stream_of_nothing_but_comments_lives_on() {
+    let (comment, comments) = mpsc::unbounded_channel();
+    let server = Server::start("127.0.0.1", vec![Answer::Comments(comments)]).await;
+    let mut stream = server.client().events(&who(), None).await.unwrap();
+    tokio::time::pause();
+    let started = Instant::now();
+    let heard = AtomicUsize::new(0);
+    let count = || {
+        heard.fetch_add(1, Ordering::Relaxed);
+    };
+    let drive = async {
+        for comments in 1..=20 {
+            tokio::time::advance(Duration::from_mins(1)).await;
+            comment.send(()).unwrap();
+            // Never idle: time goes on only where this says so.
+            while heard.load(Ordering::Relaxed) < comments {
+                tokio::task::yield_now().await;
+            }
+        }
+        drop(comment);
+        while heard.load(Ordering::Relaxed) < 21 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let (item, ()) = tokio::join!(stream.next(&count), drive);
+    assert!(matches!(&item, Ok(Some(Item::Event { id: Some(id), .. })) if id == "8"), "{item:?}");
+    assert!(started.elapsed() >= Duration::from_mins(20), "{:?}", started.elapsed());
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::ring;
@@ -25,6 +26,8 @@ pub(crate) enum Answer {
     Text(String),
     /// Writes it and leaves the connection open, while time runs as fast as it can.
     Hang(String),
+    /// Writes the head of a stream, a comment for each message, and an event when there are no more.
+    Comments(mpsc::UnboundedReceiver<()>),
 }
 
 pub(crate) struct Server {
@@ -104,6 +107,18 @@ async fn serve(
                 if text.is_empty() {
                     tokio::time::pause();
                 }
+                std::future::pending::<()>().await;
+            }
+            Answer::Comments(mut wanted) => {
+                let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
+                stream.write_all(head.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+                while wanted.recv().await.is_some() {
+                    stream.write_all(b": still here\n\n").await.unwrap();
+                    stream.flush().await.unwrap();
+                }
+                stream.write_all(b"id: 8\ndata: {}\n\n").await.unwrap();
+                stream.flush().await.unwrap();
                 std::future::pending::<()>().await;
             }
         }

@@ -32,7 +32,7 @@ pub(crate) fn identity(who: &Credentials) -> Identity {
 pub(crate) fn session(devcp: &Devcp, identity: CurrentIdentity) -> Session {
     let board = Board::default();
     board.set_enrolment(Enrolment::Enrolled);
-    Session { client: devcp.client.clone(), identity, board, pulls: Arc::default() }
+    Session { client: devcp.client.clone(), identity, board, pulls: Arc::default(), name: "test" }
 }
 
 /// A sender that runs for an enrolled node.

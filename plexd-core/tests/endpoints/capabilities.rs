@@ -103,7 +103,7 @@ async fn what_a_registration_told_is_not_told_again() {
     let folder = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let board = Board::default();
-    let (state, keeper) = State::open(&folder.path().join("state.redb"), clock, board.clone()).unwrap();
+    let (state, keeper) = State::open(&folder.path().join("state.redb"), clock, board.clone(), None).unwrap();
     let store = IdentityStore::new(DataDir::open(folder.path()).unwrap());
     let announced = store.announced();
     let loaded = store.load(&SystemClock).unwrap();

@@ -113,6 +113,56 @@ fn root_routes_of_others_are_reported_with_their_interface_and_left_alone() {
 }
 
 #[test]
+fn root_a_route_of_somebody_else_with_another_metric_is_neither_overridden_nor_overlooked() {
+    let namespace = with_interface();
+    for line in [
+        "ip link set plexd0 up",
+        "ip link add other0 type bridge",
+        "ip link set other0 up",
+        // As a network manager's route of its network, and as the kernel's own for IPv6.
+        "ip route add 192.168.1.0/24 dev other0 metric 100",
+        "ip address add fd02::1/64 dev other0 nodad",
+        "ip -6 route add fd03::/64 dev other0 metric 2000",
+    ] {
+        namespace.command(line);
+    }
+    let shown = |namespace: &Namespace| {
+        namespace.command("ip route show table main; ip -6 route show table main | grep -v ^fe80")
+    };
+    let before = shown(&namespace);
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        let taken = list(&["192.168.1.0/24", "fd02::/64", "fd03::/64"]);
+        for _ in 0..2 {
+            let conflicts = network.add_routes("plexd0", &taken).await.unwrap();
+            let told: Vec<_> = conflicts.iter().map(|conflict| conflict.destination).collect();
+            assert_eq!(told, taken);
+            assert!(conflicts.iter().all(|conflict| conflict.owner.as_deref() == Some("other0")));
+        }
+        assert_eq!(network.observe("plexd0").await.unwrap().unwrap().routes, BTreeSet::new());
+    });
+    assert_eq!(shown(&namespace), before);
+}
+
+#[test]
+fn root_an_interface_that_is_taken_down_carries_no_routes_and_comes_up_again() {
+    let namespace = with_interface();
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        network.bring_down("plexd1").await.unwrap();
+        network.bring_up("plexd0", 1420).await.unwrap();
+        network.add_routes("plexd0", &list(&["10.9.0.0/16", "fd00::2/128"])).await.unwrap();
+        for _ in 0..2 {
+            network.bring_down("plexd0").await.unwrap();
+            let link = network.observe("plexd0").await.unwrap().unwrap();
+            assert!(!link.up && link.routes.is_empty(), "{link:?}");
+        }
+        network.bring_up("plexd0", 1420).await.unwrap();
+        assert!(network.observe("plexd0").await.unwrap().unwrap().up);
+    });
+}
+
+#[test]
 fn root_one_route_that_cannot_be_added_does_not_keep_the_others_out() {
     let namespace = with_interface();
     namespace.command("ip link set plexd0 up");

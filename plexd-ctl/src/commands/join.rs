@@ -1,6 +1,7 @@
 //! `plexd-ctl join`: enrols the node with a one-time token (contract, section 4). Reads the token with the caller's
-//! rights, hands it to plexd-core and deletes the token file once plexd-core says that the identity is durable. Never
-//! prints the token, and refuses it as an argument.
+//! rights, hands it to plexd-core and deletes the token file once plexd-core says that the identity is durable, or that
+//! there is one already: it may have gone on with the token of an attempt that failed here. Never prints the token, and
+//! refuses it as an argument.
 
 mod prompt;
 
@@ -57,18 +58,28 @@ pub(crate) enum TokenError {
 struct Joined {
     node_id: String,
     mesh_ip: Option<String>,
+    /// Whether it was so before; the token was then not used now.
+    already_enrolled: bool,
 }
 
 impl View for Joined {
     fn render(&self, _terminal: &Terminal) -> String {
         let (node, mesh_ip) = (one_line(&self.node_id), one_line(or_dash(self.mesh_ip.as_deref())));
+        if self.already_enrolled {
+            return format!("already enrolled as {node}, mesh IP {mesh_ip}; the token was not used now\n");
+        }
         format!("enrolled as {node}, mesh IP {mesh_ip}\n")
     }
 }
 
 impl Joined {
-    fn new(response: wire::JoinResponse) -> Self {
-        Self { node_id: response.node_id, mesh_ip: known(response.mesh_ip) }
+    fn now(response: wire::JoinResponse) -> Self {
+        Self { node_id: response.node_id, mesh_ip: known(response.mesh_ip), already_enrolled: false }
+    }
+
+    fn before(response: wire::StatusResponse) -> Self {
+        let identity = response.identity.unwrap_or_default();
+        Self { node_id: identity.node_id, mesh_ip: known(identity.mesh_ip), already_enrolled: true }
     }
 }
 
@@ -84,13 +95,24 @@ enum Source {
 pub(crate) async fn run(client: Client, arguments: Join, global: &Global) -> Result<(), Failure> {
     let source = Source::choose(arguments, io::stdin().is_terminal())?;
     let token = check(&source.read()?)?;
-    let response = client.join(&token).await?;
-    output::print(&Joined::new(response), global, Timestamp::now())?;
-    match &source {
+    let joined = match (client.clone().join(&token).await, &source) {
+        (Ok(response), _) => Ok(Joined::now(response)),
+        (Err(Failure::AlreadyEnrolled(_)), Source::File(_)) => client.status().await.map(Joined::before),
+        (Err(failure), _) => return Err(failure),
+    };
+    // First what matters: printing may fail, and the token is of no use any more.
+    let deleted = match &source {
         Source::File(path) => {
             delete(path).map_err(|source| Failure::TokenFileKept { path: path.clone(), source })
         }
         Source::Input | Source::Prompt => Ok(()),
+    };
+    let told = joined.and_then(|joined| output::print(&joined, global, Timestamp::now()));
+    match (deleted, told) {
+        (Err(kept), Err(telling)) => {
+            Err(Failure::TokenFileKeptUntold { kept: Box::new(kept), telling: Box::new(telling) })
+        }
+        (deleted, told) => deleted.and(told),
     }
 }
 

@@ -12,8 +12,10 @@ use crate::output::{Terminal, Tone, View, counted, known, one_line, table};
 pub(crate) struct Policies {
     state: PolicyState,
     policies: Vec<Policy>,
-    /// Packets denied since the table was made.
-    denied_packets: u64,
+    /// Packets that a rule or the default denied since the table was made.
+    denied_packets: Option<u64>,
+    /// Packets dropped since then as they belong to no connection.
+    invalid_packets: Option<u64>,
 }
 
 /// The policy as a whole.
@@ -59,6 +61,7 @@ impl Policies {
             state: PolicyState::new(response.state.unwrap_or_default()),
             policies: response.policies.into_iter().map(Policy::new).collect(),
             denied_packets: response.denied_packets,
+            invalid_packets: response.invalid_packets,
         }
     }
 }
@@ -132,8 +135,18 @@ impl View for Policies {
         let line = one_line(&self.state.line());
         let wrong = !self.state.enabled || self.state.rejected.is_some();
         text += &if wrong { terminal.paint(Tone::Bad, &line) } else { line };
-        text + &format!("\n{} denied\n", counted(self.denied_packets, "packet", "packets"))
+        let (denied, invalid) =
+            (packets(self.denied_packets, "denied"), packets(self.invalid_packets, "invalid"));
+        text + &format!("\n{denied}; {invalid}\n")
     }
+}
+
+/// Says how many packets met the fate `fate`.
+fn packets(number: Option<u64>, fate: &str) -> String {
+    number.map_or_else(
+        || format!("packets {fate}: unknown"),
+        |number| format!("{} {fate}", counted(number, "packet", "packets")),
+    )
 }
 
 #[cfg(test)]
@@ -171,7 +184,8 @@ mod tests {
                 rejected: String::new(),
             }),
             policies: vec![wire::Policy { id: "web".into(), rules: vec![web, rest] }],
-            denied_packets: 7,
+            denied_packets: Some(7),
+            invalid_packets: Some(1),
         }
     }
 
@@ -183,9 +197,22 @@ web     allow   *              n-a1         tcp       8080  42
 web     deny    10.100.0.0/16  *            any       any   -
 
 1 policy, 2 rules, default deny
-7 packets denied
+7 packets denied; 1 packet invalid
 ";
         assert_eq!(Policies::new(response()).render(&TERMINAL), expected);
+    }
+
+    #[test]
+    fn counters_that_cannot_be_read_are_unknown_and_not_zero() {
+        let policies = Policies::new(wire::ListPoliciesResponse {
+            denied_packets: None,
+            invalid_packets: None,
+            ..response()
+        });
+        assert!(
+            policies.render(&TERMINAL).ends_with("\npackets denied: unknown; packets invalid: unknown\n")
+        );
+        assert!(json(&policies).unwrap().contains("\"denied_packets\": null"));
     }
 
     #[test]
@@ -197,7 +224,7 @@ web     deny    10.100.0.0/16  *            any       any   -
         assert_eq!(
             text,
             "1 policy, 2 rules, default deny; newest set refused: policy \"web\", rule 2: unknown action \
-             \"drop\"\n7 packets denied\n"
+             \"drop\"\n7 packets denied; 1 packet invalid\n"
         );
     }
 
@@ -241,7 +268,8 @@ web     deny    10.100.0.0/16  *            any       any   -
       ]
     }
   ],
-  "denied_packets": 7
+  "denied_packets": 7,
+  "invalid_packets": 1
 }
 "#;
         assert_eq!(json(&Policies::new(response())).unwrap(), expected);

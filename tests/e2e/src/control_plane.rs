@@ -1,10 +1,16 @@
 //! plexd-devcp in a host: the control plane of a lab, and what a test tells it by its admin API.
 
+use std::fs;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use serde_json::{Value, json};
 
 use crate::http::{HttpAnswer, curl};
 use crate::output::Output;
 use crate::{Daemon, Host};
+
+/// Requests made, to name their files apart.
+static REQUESTS: AtomicU32 = AtomicU32::new(0);
 
 /// Where the admin API listens, within the host.
 const ADMIN: &str = "127.0.0.1:8444";
@@ -143,10 +149,14 @@ impl ControlPlane {
     #[track_caller]
     pub fn try_admin(&self, method: &str, path: &str, body: Option<&Value>) -> Result<HttpAnswer, Output> {
         let url = format!("http://{ADMIN}{path}");
-        let body = body.map(Value::to_string);
         let mut arguments = vec!["--request", method, &url];
-        if let Some(body) = &body {
-            arguments.extend(["--header", "Content-Type: application/json", "--data-raw", body]);
+        // In a file: it may be larger than an argument can be.
+        let file =
+            self.host.directory().join(format!("request-{}.json", REQUESTS.fetch_add(1, Ordering::Relaxed)));
+        let data = format!("@{}", file.display());
+        if let Some(body) = body {
+            fs::write(&file, body.to_string()).expect("the lab's directory can be written");
+            arguments.extend(["--header", "Content-Type: application/json", "--data-binary", &data]);
         }
         curl(&self.host, None, &arguments)
     }

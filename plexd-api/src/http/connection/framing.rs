@@ -1,7 +1,8 @@
 //! Where requests begin and end in the bytes of a connection, followed beside the HTTP parser for the two things it
 //! does not tell: whether a head is under way (for the timeouts), and whether a head gave both `Content-Length` and
 //! `Transfer-Encoding` (which hyper settles by dropping the former, and the contract refuses). Nothing is parsed here
-//! to be acted on otherwise, so that a difference from hyper can refuse a request or close a connection, no more.
+//! to be acted on otherwise, so that a difference from hyper can refuse a request or close a connection, no more. Where
+//! a length or an end might be read differently by hyper, nothing after it is taken for granted: see [`At::Lost`].
 
 /// How much of a line is kept: enough for the names and lengths that matter.
 const KEPT: usize = 64;
@@ -12,6 +13,10 @@ pub(super) struct Framing {
     at: At,
     /// The line under way, up to [`KEPT`] bytes of it.
     line: Vec<u8>,
+    /// The line under way is longer than that.
+    cut: bool,
+    /// The last byte of the line under way.
+    last: u8,
     /// Heads completed so far.
     heads: u64,
     head: Head,
@@ -22,8 +27,16 @@ pub(super) struct Framing {
 struct Head {
     /// The request line has been read.
     begun: bool,
-    content_length: Option<u64>,
+    content_length: Option<Length>,
     chunked: bool,
+}
+
+/// What `Content-Length` says.
+#[derive(Debug, Clone, Copy)]
+enum Length {
+    Bytes(u64),
+    /// No number, or one that is not all there.
+    Unclear,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,36 +48,44 @@ enum At {
     /// So many bytes of chunk and line end are still to come.
     Chunk(u64),
     Trailer,
-    /// No longer followed: the parser will end the connection.
+    /// No longer followed, as it is not certain where the next request begins.
     Lost,
 }
 
 /// What the next bytes belong to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Expected {
-    /// A new request, of which nothing is there.
-    Request,
+    /// A new request with this number, of which nothing is there.
+    Request(u64),
     /// The rest of the head with this number.
     Head(u64),
-    /// The rest of a body.
-    Body,
+    /// The rest of a body, after so many heads.
+    Body(u64),
 }
 
 impl Framing {
     pub(super) fn new() -> Self {
-        Self { at: At::Head, line: Vec::with_capacity(KEPT), heads: 0, head: Head::default() }
+        Self {
+            at: At::Head,
+            line: Vec::with_capacity(KEPT),
+            cut: false,
+            last: 0,
+            heads: 0,
+            head: Head::default(),
+        }
     }
 
     /// Returns what the next bytes belong to.
     pub(super) fn expected(&self) -> Expected {
         match self.at {
             At::Head if self.head.begun || !self.line.is_empty() => Expected::Head(self.heads),
-            At::Head | At::Lost => Expected::Request,
-            At::Body(_) | At::ChunkSize | At::Chunk(_) | At::Trailer => Expected::Body,
+            At::Head | At::Lost => Expected::Request(self.heads),
+            At::Body(_) | At::ChunkSize | At::Chunk(_) | At::Trailer => Expected::Body(self.heads),
         }
     }
 
-    /// Takes the next bytes; returns the number, from 0, of a request whose head gave both lengths.
+    /// Takes the next bytes; returns the number, from 0, of the request from which on none may be answered: its head
+    /// gave both lengths, or it is not certain where it begins or ends. Returns one such number, once.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Option<u64> {
         while !bytes.is_empty() {
             match self.at {
@@ -81,8 +102,15 @@ impl Framing {
                     bytes = rest;
                     let room = KEPT - self.line.len();
                     self.line.extend_from_slice(&piece[..piece.len().min(room)]);
-                    if end.is_some() && self.line_ended() {
-                        return Some(self.heads - 1);
+                    self.cut |= piece.len() > room;
+                    if end.is_some() {
+                        let before = piece.len().checked_sub(2).map_or(self.last, |index| piece[index]);
+                        if let Some(refused) = self.line_ended(before == b'\r') {
+                            self.at = At::Lost;
+                            return Some(refused);
+                        }
+                    } else if let Some(last) = piece.last() {
+                        self.last = *last;
                     }
                 }
             }
@@ -97,59 +125,71 @@ impl Framing {
         &bytes[now..]
     }
 
-    /// Takes the line in; returns whether it ended a head with both lengths.
-    fn line_ended(&mut self) -> bool {
+    /// Takes the line in, which ended in CR LF if `proper`, else in LF alone; returns the request from which on none
+    /// may be answered, if it told one.
+    fn line_ended(&mut self, proper: bool) -> Option<u64> {
         let line = std::mem::take(&mut self.line);
         let text = line.trim_ascii();
-        let mut both = false;
+        let cut = std::mem::take(&mut self.cut);
+        let mut refused = None;
         match self.at {
             At::Head if !self.head.begun => self.head.begun = !text.is_empty(),
-            At::Head if text.is_empty() => both = self.head_ended(),
-            At::Head => self.head.header(text),
-            At::ChunkSize => {
-                self.at = match chunk_size(text) {
-                    Some(0) => At::Trailer,
-                    Some(size) => At::Chunk(size.saturating_add(2)),
-                    None => At::Lost,
-                };
-            }
-            At::Trailer if text.is_empty() => self.at = At::Head,
+            At::Head if text.is_empty() && !cut => refused = self.head_ended(),
+            At::Head => self.head.header(text, cut),
+            At::ChunkSize => match chunk_size(text, cut) {
+                Some(0) => self.at = At::Trailer,
+                Some(size) => self.at = At::Chunk(size.saturating_add(2)),
+                None => refused = Some(self.heads),
+            },
+            // To hyper, such a line goes on.
+            At::Trailer if !proper => refused = Some(self.heads),
+            At::Trailer if line == b"\r\n" => self.at = At::Head,
             At::Trailer | At::Body(_) | At::Chunk(_) | At::Lost => {}
         }
         self.line = line;
         self.line.clear();
-        both
+        self.last = 0;
+        refused
     }
 
-    fn head_ended(&mut self) -> bool {
+    fn head_ended(&mut self) -> Option<u64> {
         let Head { content_length, chunked, .. } = std::mem::take(&mut self.head);
+        let number = self.heads;
         self.heads += 1;
         self.at = match (content_length, chunked) {
-            (Some(_), true) => At::Lost,
-            (None | Some(0), false) => At::Head,
-            (Some(length), false) => At::Body(length),
+            (Some(_), true) | (Some(Length::Unclear), false) => return Some(number),
+            (None | Some(Length::Bytes(0)), false) => At::Head,
+            (Some(Length::Bytes(length)), false) => At::Body(length),
             (None, true) => At::ChunkSize,
         };
-        content_length.is_some() && chunked
+        None
     }
 }
 
 impl Head {
-    fn header(&mut self, line: &[u8]) {
+    /// Takes the header in, of which the end is missing if `cut`.
+    fn header(&mut self, line: &[u8], cut: bool) {
         let Some(colon) = line.iter().position(|byte| *byte == b':') else { return };
         let (name, value) = (line[..colon].trim_ascii(), line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.chunked = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
-            // What is no number is refused by the parser.
             let number = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
-            self.content_length = Some(number.unwrap_or(0));
+            self.content_length = Some(match (number, self.content_length) {
+                (Some(number), None | Some(Length::Bytes(_))) if !cut => Length::Bytes(number),
+                _ => Length::Unclear,
+            });
         }
     }
 }
 
-fn chunk_size(line: &[u8]) -> Option<u64> {
-    let digits = line.split(|byte| *byte == b';').next()?.trim_ascii();
+/// Returns the size on the line, whose end is missing if `cut`; `None` if it is not certain.
+fn chunk_size(line: &[u8], cut: bool) -> Option<u64> {
+    let extension = line.iter().position(|byte| *byte == b';');
+    if cut && extension.is_none() {
+        return None;
+    }
+    let digits = line[..extension.unwrap_or(line.len())].trim_ascii();
     u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()
 }
 
@@ -174,7 +214,7 @@ mod tests {
         let text = [GET, PUT, CHUNKED, "\r\n", PUT, GET].concat();
         for size in 1..text.len() {
             let (found, framing) = feed(&text, size);
-            assert_eq!((found, framing.heads, framing.expected()), (None, 5, Expected::Request), "{size}");
+            assert_eq!((found, framing.heads, framing.expected()), (None, 5, Expected::Request(5)), "{size}");
         }
     }
 
@@ -190,6 +230,31 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_taken_for_granted_after_a_length_that_is_not_all_kept() {
+        let spaces = " ".repeat(60);
+        let zeros = "0".repeat(70);
+        let put = "PUT / HTTP/1.1\r\n";
+        // With the request that cannot be trusted any more.
+        let table = [
+            (format!("{put}Content-Length:{spaces}5\r\n\r\nGET /"), 1),
+            (format!("{put}Content-Length: x\r\n\r\n"), 1),
+            (format!("{put}Content-Length: x\r\nContent-Length: 5\r\n\r\nGET /"), 1),
+            (format!("{put}Transfer-Encoding: chunked\r\n\r\n{zeros}5\r\nGET /\r\n0\r\n\r\n"), 2),
+            // Trailers whose end is another one to hyper.
+            (format!("{put}Transfer-Encoding: chunked\r\n\r\n0\r\nT: 1\n\r\n\r\n"), 2),
+            (format!("{put}Transfer-Encoding: chunked\r\n\r\n0\r\n\n\r\n"), 2),
+        ];
+        for (bad, refused) in table {
+            let text = [GET, &bad, GET].concat();
+            for size in 1..text.len() {
+                assert_eq!(feed(&text, size).0, Some(refused), "{bad:?} in pieces of {size}");
+            }
+        }
+        let extension = format!("{put}Transfer-Encoding: chunked\r\n\r\n5;{spaces}\r\nGET /\r\n0\r\n\r\n");
+        assert_eq!((feed(&extension, 3).0, feed(&extension, 3).1.heads), (None, 1));
+    }
+
+    #[test]
     fn names_within_bodies_and_values_do_not_count() {
         let body = "Transfer-Encoding: chunked\r\n\r\n";
         let text = format!(
@@ -202,14 +267,14 @@ mod tests {
 
     #[test]
     fn it_knows_what_comes_next() {
-        assert_eq!(Framing::new().expected(), Expected::Request);
+        assert_eq!(Framing::new().expected(), Expected::Request(0));
         let table = [
-            ("\r\n", Expected::Request),
+            ("\r\n", Expected::Request(0)),
             ("G", Expected::Head(0)),
             ("GET / HTTP/1.1\r\n", Expected::Head(0)),
-            (GET, Expected::Request),
-            ("PUT / HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET ", Expected::Body),
-            ("PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", Expected::Body),
+            (GET, Expected::Request(1)),
+            ("PUT / HTTP/1.1\r\nContent-Length: 5\r\n\r\nGET ", Expected::Body(1)),
+            ("PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", Expected::Body(1)),
         ];
         for (text, expected) in table {
             assert_eq!(feed(text, 1000).1.expected(), expected, "{text:?}");

@@ -24,21 +24,22 @@ pub(super) struct Shared {
     answering: AtomicUsize,
     /// Requests begun so far.
     begun: AtomicU64,
-    /// Number of the request whose head gave both lengths, if there was one.
-    both_lengths: AtomicU64,
+    /// Number of the request from which on none may be answered, if there is one: its head gave both lengths, or it is
+    /// not certain where it begins or ends.
+    refused: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn new() -> Arc<Self> {
-        let both_lengths = AtomicU64::new(u64::MAX);
-        Arc::new(Self { answering: AtomicUsize::new(0), begun: AtomicU64::new(0), both_lengths })
+        let refused = AtomicU64::new(u64::MAX);
+        Arc::new(Self { answering: AtomicUsize::new(0), begun: AtomicU64::new(0), refused })
     }
 
-    /// Notes that the next request is being answered; returns whether its head gave both lengths.
+    /// Notes that the next request is being answered; returns whether it is to be refused for its lengths.
     pub(super) fn begin(self: &Arc<Self>) -> (Answering, bool) {
         self.answering.fetch_add(1, Ordering::Relaxed);
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
-        (Answering(Arc::clone(self)), self.both_lengths.load(Ordering::Relaxed) == number)
+        (Answering(Arc::clone(self)), number >= self.refused.load(Ordering::Relaxed))
     }
 }
 
@@ -74,7 +75,7 @@ impl<I> Link<I> {
             Expected::Head(_) => Some((expected, HEAD)),
             _ if self.shared.answering.load(Ordering::Relaxed) > 0 => None,
             // A body that nobody waits for is as good as silence.
-            Expected::Request | Expected::Body => Some((expected, IDLE)),
+            Expected::Request(_) | Expected::Body(_) => Some((expected, IDLE)),
         }
     }
 }
@@ -90,7 +91,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Link<I> {
         if let Poll::Ready(result) = Pin::new(&mut this.inner).poll_read(cx, buffer) {
             result?;
             if let Some(number) = this.framing.feed(&buffer.filled()[before..]) {
-                this.shared.both_lengths.store(number, Ordering::Relaxed);
+                this.shared.refused.store(number, Ordering::Relaxed);
             }
             return Poll::Ready(Ok(()));
         }
@@ -275,12 +276,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_request_with_both_lengths_is_told() {
+    async fn the_request_with_both_lengths_and_all_after_it_are_told() {
         let (mut client, mut link, shared) = link(1000);
         let both = b"GET / HTTP/1.1\r\n\r\nPUT / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
         client.write_all(both).await.unwrap();
         assert_eq!(link.read(&mut [0; 1000]).await.unwrap(), both.len());
         assert!(!shared.begin().1);
+        assert!(shared.begin().1);
         assert!(shared.begin().1);
     }
 }

@@ -173,12 +173,12 @@ impl Service<Request<RequestBody>> for Requests {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
     fn call(&self, request: Request<RequestBody>) -> Self::Future {
-        let (answering, both_lengths) = self.shared.begin();
+        let (answering, refused) = self.shared.begin();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.caller.clone());
         let mut router = self.router.clone();
         Box::pin(async move {
-            let response = if both_lengths {
+            let response = if refused {
                 ApiError::ConflictingLengths.into_response()
             } else {
                 let Ok(response) = tower::Service::call(&mut router, request).await;
@@ -215,3 +215,6 @@ impl hyper::body::Body for Answer {
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use super::backoff::Backoff;
 use super::client::{ClientError, Observed, Record};
-use super::session::pause;
 use crate::supervisor::Shutdown;
 
 pub use queue::{Counts, Limits, Queue};
@@ -35,6 +34,17 @@ pub trait Carrier<T>: Send {
 
     /// Returns how long to wait after a failure that is worth another attempt.
     fn delay(&mut self, error: &ClientError, backoff: &mut Backoff) -> Duration;
+
+    /// Waits that long, or less if the cause of the failure is gone; returns whether to go on.
+    fn pause(&mut self, delay: Duration, shutdown: &Shutdown) -> impl Future<Output = bool> + Send {
+        // Cancel safe: nothing is lost with a timer.
+        async move {
+            tokio::select! {
+                () = shutdown.cancelled() => false,
+                () = tokio::time::sleep(delay) => true,
+            }
+        }
+    }
 
     /// Takes the reason why a batch is refused for good.
     fn refused(&mut self, error: &ClientError);
@@ -85,7 +95,7 @@ impl<T: Observed, C: Carrier<T>> BatchSender<T, C> {
             let delay = self.send_one().await;
             self.carrier.tell(self.queue.counts());
             if let Some(delay) = delay
-                && !pause(delay, shutdown).await
+                && !self.carrier.pause(delay, shutdown).await
             {
                 return;
             }

@@ -23,7 +23,7 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Delivers within `session`.
+    /// Delivers within `session`, which is named for what is delivered.
     pub fn new(session: Session) -> Self {
         Self { session, identity: None, told: 0, refusal: None }
     }
@@ -31,7 +31,7 @@ impl Uplink {
 
 impl<T: Observed> Carrier<T> for Uplink {
     async fn ready(&mut self, shutdown: &Shutdown) -> bool {
-        let known = self.session.identity.borrow().clone();
+        let known = self.session.identity.borrow_and_update().clone();
         self.identity = match known {
             // Also when stopping: what is left is worth an attempt.
             Some(identity) => Some(identity),
@@ -57,6 +57,10 @@ impl<T: Observed> Carrier<T> for Uplink {
                 error.retry_after().unwrap_or(own)
             }
         }
+    }
+
+    async fn pause(&mut self, delay: Duration, shutdown: &Shutdown) -> bool {
+        self.session.pause(delay, shutdown).await
     }
 
     fn refused(&mut self, error: &ClientError) {

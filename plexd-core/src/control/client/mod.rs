@@ -142,8 +142,9 @@ impl Client {
         let Request { call, credential, builder } = request;
         let mut response = builder.send().await.map_err(|error| self.transport(call, &error))?;
         let status = response.status();
-        let is_unchanged = status == StatusCode::NOT_MODIFIED && call == endpoints::STATE;
-        if status.is_success() || is_unchanged {
+        // Only a state pull is ever conditional.
+        let is_unmodified = status == StatusCode::NOT_MODIFIED && call == endpoints::STATE;
+        if status.is_success() || is_unmodified {
             return Ok(response);
         }
         let body = self.body(call, &mut response, Detail::MAX).await.unwrap_or_default();

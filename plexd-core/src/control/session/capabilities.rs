@@ -35,7 +35,7 @@ impl Announcer {
                 Ok(()) => None,
                 Err(error) if error.is_final() => {
                     let message = format!("the control plane does not take the node's capabilities: {error}");
-                    self.session.board.raise(Subsystem::ControlPlane, "capabilities", message);
+                    self.session.board.raise(Subsystem::ControlPlane, self.session.name, message);
                     None
                 }
                 Err(error) => Some(self.session.failed(&error, &mut backoff)),
@@ -66,7 +66,6 @@ impl Announcer {
         }
         self.session.client.capabilities(&identity.credentials(), &capabilities).await?;
         self.session.answered();
-        self.session.board.clear(Subsystem::ControlPlane, "capabilities");
         if let Err(error) = self.announced.remember(&identity.node_id, &capabilities) {
             tracing::warn!(%error, "the capabilities will be told again at the next start");
         }

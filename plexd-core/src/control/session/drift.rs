@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{Session, pause};
+use super::Session;
 use crate::control::backoff::Backoff;
 use crate::control::wire::{DriftCorrection, DriftReport};
 use crate::reconcile::drift::Correction;
@@ -63,7 +63,7 @@ impl DriftReporter {
                 }
                 Err(error) => {
                     let delay = self.session.failed(&error, &mut backoff);
-                    if !pause(delay, shutdown).await {
+                    if !self.session.pause(delay, shutdown).await {
                         return false;
                     }
                 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Session, pause};
+use super::Session;
 use crate::control::backoff::{self, Backoff};
 use crate::control::wire::{HeartbeatRequest, HeartbeatResponse, MeshInfo};
 use crate::identity::{Identity, Machine};
@@ -51,7 +51,7 @@ impl Heart {
                 }
                 Err(error) => self.session.failed(&error, &mut backoff),
             };
-            if !pause(delay, &shutdown).await {
+            if !self.session.pause(delay, &shutdown).await {
                 break;
             }
         }
@@ -65,9 +65,7 @@ impl Heart {
         }
         if answer.rotate_keys {
             tracing::warn!("the control plane asks for a key rotation, which this version cannot do");
-            self.session
-                .board
-                .control(|control| *control.unsupported.entry("rotate_keys".into()).or_default() += 1);
+            self.session.board.control(|control| control.count_unsupported("rotate_keys"));
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Session, pause};
+use super::Session;
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{ClientError, StateAnswer};
 use crate::identity::Identity;
@@ -13,7 +13,7 @@ use crate::reconcile::drift::Correction;
 use crate::state::{PullOutcome, PullTicket, State};
 use crate::supervisor::Shutdown;
 
-/// Pulls in a row that events may overtake before one is taken over all the same.
+/// Pulls in a row that events may overtake before the next waits its turn: then events bring the state.
 const MAX_OVERTAKEN: u32 = 5;
 
 /// The task.
@@ -56,7 +56,7 @@ impl Puller {
                 }
                 Err(error) => {
                     let delay = self.session.failed(&error, &mut backoff);
-                    if !pause(delay, &shutdown).await {
+                    if !self.session.pause(delay, &shutdown).await {
                         break;
                     }
                 }
@@ -88,13 +88,14 @@ impl Puller {
         Ok(())
     }
 
-    async fn wait(&self, shutdown: &Shutdown) {
+    async fn wait(&mut self, shutdown: &Shutdown) {
         let period = backoff::jittered(self.interval, backoff::random());
         // Cancel safe: a notification that is not consumed stays.
         tokio::select! {
             () = shutdown.cancelled() => {}
             () = tokio::time::sleep(period) => {}
             () = self.session.pulls.notified() => {}
+            Ok(()) = self.session.identity.changed() => {}
         }
     }
 }

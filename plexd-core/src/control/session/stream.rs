@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::{Session, pause};
+use super::Session;
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{ClientError, EventStream};
 use crate::control::sse::Item;
@@ -36,39 +36,40 @@ impl StreamReader {
     /// Reads until asked to stop.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new();
-        let mut down_since = Instant::now();
+        let Some(_) = self.session.identity(&shutdown).await else { return Ok(()) };
+        let enrolled = Instant::now();
         while let Some(identity) = self.session.identity(&shutdown).await {
             self.set(Stream::Connecting);
-            let started = Instant::now();
+            let mut connected = None;
             let last = self.state.last_event_id();
+            let mut successor = self.session.identity.clone();
             // Cancel safe: an event that was not handled completely is replayed after the last one that was.
             let ended = tokio::select! {
                 () = shutdown.cancelled() => break,
+                // The stream of an identity that is no more says nothing to the next one.
+                _ = successor.changed() => Ok(()),
                 ended = async {
                     let stream = self.session.client.events(&identity.credentials(), last.as_deref()).await?;
                     self.session.answered();
+                    connected = Some(Instant::now());
                     self.read(stream, &mut backoff).await
                 } => ended,
             };
             self.set(Stream::Disconnected);
+            if connected.is_some_and(|since| since.elapsed() >= GOOD) {
+                backoff.reset();
+            }
             let delay = match ended {
                 Ok(()) => backoff.next(backoff::random()),
-                Err(error) => {
-                    if started.elapsed() >= GOOD {
-                        backoff.reset();
-                    }
-                    self.session.failed(&error, &mut backoff)
-                }
+                Err(error) => self.session.failed(&error, &mut backoff),
             };
-            if let Some(last_byte) = self.session.board.control_status().last_byte {
-                down_since = down_since.max(last_byte);
-            }
-            if down_since.elapsed() >= SILENCE {
+            let heard = self.session.board.control_status().last_byte;
+            if heard.unwrap_or(enrolled).elapsed() >= SILENCE {
                 let message =
                     "there has been no event stream for 5 minutes; changes arrive by the periodic pull only";
                 self.session.board.raise(Subsystem::ControlPlane, "stream", message);
             }
-            if !pause(delay, &shutdown).await {
+            if !self.session.pause(delay, &shutdown).await {
                 break;
             }
         }

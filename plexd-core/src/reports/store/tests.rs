@@ -4,7 +4,7 @@ use super::*;
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(&folder.path().join("reports.redb")).unwrap();
+    let store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
     (folder, store)
 }
 
@@ -128,7 +128,7 @@ fn everything_is_there_after_reopening_and_payloads_are_kept_byte_for_byte() {
     let payload = r#"{ "b":1.0,  "a":9007199254740993 }"#;
     one(&mut store, put("a/b", payload, None)).unwrap();
     drop(store);
-    let mut store = Store::open(&folder.path().join("reports.redb")).unwrap();
+    let mut store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
     let entries = store.entries().unwrap();
     assert_eq!(entries.len(), 1);
     assert_eq!(entries[0].payload, payload);
@@ -143,5 +143,24 @@ fn what_is_not_a_report_is_refused() {
     for (key, payload) in [("", "1"), ("a\n", "1"), (long.as_str(), "1"), ("a", ""), ("a", "1 2"), ("a", "{")]
     {
         assert_eq!(one(&mut store, put(key, payload, None)), Err(Refusal::Invalid), "{key:?} {payload:?}");
+    }
+}
+
+#[test]
+fn a_damaged_database_is_set_aside_and_a_new_one_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("reports.redb");
+    let open = || Store::open(&path, jiff::Timestamp::UNIX_EPOCH);
+    let (mut store, _) = open().unwrap();
+    let writes = (0..200).map(|n| put(&format!("key-{n}"), "1", None)).collect();
+    store.commit(writes, "2026-01-15T10:30:00Z").unwrap();
+    drop(store);
+    let bytes = std::fs::read(&path).unwrap();
+    for damaged in [&bytes[..bytes.len() / 2], b"not a database"] {
+        std::fs::write(&path, damaged).unwrap();
+        let (mut store, aside) = open().unwrap();
+        assert_eq!(std::fs::read(aside.unwrap()).unwrap(), damaged);
+        assert_eq!(store.counts().unwrap(), Counts::default());
+        assert!(store.commit(vec![put("a", "1", None)], "2026-01-15T10:30:00Z").unwrap()[0].is_ok());
     }
 }

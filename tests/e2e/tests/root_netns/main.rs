@@ -4,6 +4,7 @@
 mod api;
 mod bad_input;
 mod control_plane;
+mod lifecycle;
 mod mesh;
 mod offline;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
