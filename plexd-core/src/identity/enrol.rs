@@ -15,7 +15,7 @@ use super::{CurrentIdentity, Identity};
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{Client, ClientError};
 use crate::control::convert::Registration;
-use crate::control::wire::{RegisterRequest, SecretText};
+use crate::control::wire::{CapabilitiesPayload, RegisterRequest, SecretText};
 use crate::state::State;
 use crate::status::{Board, Enrolment, Subsystem};
 use crate::storage::StorageError;
@@ -259,7 +259,7 @@ impl Enroller {
             capabilities: Some(self.machine.capabilities().await),
         };
         match self.client.register(&request).await {
-            Ok(registration) => self.take_over(registration, key).await,
+            Ok(registration) => self.take_over(registration, key, request.capabilities).await,
             Err(error) => error.into(),
         }
     }
@@ -279,13 +279,21 @@ impl Enroller {
     }
 
     /// Makes the registration durable, then known.
-    async fn take_over(&mut self, registration: Registration, private_key: PrivateKey) -> Attempt {
+    async fn take_over(
+        &mut self,
+        registration: Registration,
+        private_key: PrivateKey,
+        told: Option<CapabilitiesPayload>,
+    ) -> Attempt {
         let Registration { node_id, mesh_ip, signing_key, node_secret_key, peers, rejected_peers } =
             registration;
         let identity = Identity { node_id, mesh_ip, secret_key: node_secret_key, signing_key, private_key };
         if let Err(error) = self.store.save_identity(&identity) {
             // The token and key can be sent again and are answered the same (contract, section 4).
             return Attempt::not_stored("registered, but the identity cannot be stored", &error);
+        }
+        if let Some(Err(error)) = told.map(|told| self.store.announced().remember(&identity.node_id, &told)) {
+            tracing::warn!(%error, "the capabilities will be told again");
         }
         if let Err(error) = self.state.enrolled(signing_key, peers, rejected_peers).await {
             tracing::warn!(%error, "first peers not taken over; the next pull brings them");

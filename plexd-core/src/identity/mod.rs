@@ -1,6 +1,7 @@
 //! Who the node is: the bootstrap token it starts from ([`token`]), the identity it is given ([`store`]), and how it
-//! gets from one to the other ([`enrol`]).
+//! gets from one to the other ([`enrol`]); and what it last told of itself ([`announced`]).
 
+mod announced;
 mod enrol;
 mod machine;
 mod store;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use crate::control::client::Credentials;
 use crate::types::{NodeId, NodeSecretKey, PrivateKey, SigningPublicKey};
 
+pub use announced::Announced;
 pub use enrol::{Enroller, JoinError, JoinRequests, Joined};
 pub use machine::Machine;
 pub use store::{IdentityStore, Loaded};
