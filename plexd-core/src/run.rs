@@ -22,11 +22,12 @@ use crate::admin::{self, AdminService, Administrators};
 use crate::config::Config;
 use crate::control::client::{Client, ClientConfig};
 use crate::control::session::Session;
+use crate::control::session::capabilities::Announcer;
 use crate::control::session::drift::DriftReporter;
 use crate::control::session::heartbeat::Heart;
 use crate::control::session::pull::Puller;
 use crate::control::session::stream::StreamReader;
-use crate::identity::{self, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup};
+use crate::identity::{self, Announced, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup};
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
@@ -149,6 +150,7 @@ struct Opened {
     state: State,
     reports: Reports,
     identity: CurrentIdentity,
+    announced: Announced,
     join: identity::JoinRequests,
     pulls: Arc<Notify>,
 }
@@ -221,6 +223,12 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     supervisor.spawn("pull", puller.run(shutdown.clone()));
     let stream = StreamReader { session: session.named("stream"), state: opened.state.clone(), drift };
     supervisor.spawn("stream", stream.run(shutdown.clone()));
+    let announcer = Announcer {
+        session: session.named("capabilities"),
+        machine: machine.clone(),
+        announced: opened.announced,
+    };
+    supervisor.spawn("capabilities", announcer.run(shutdown.clone()));
     let heart = Heart {
         session: session.named("heartbeat"),
         mesh,
@@ -272,6 +280,7 @@ fn open(
     let state_path = directory.file("state.redb");
     let store = IdentityStore::new(directory);
     let mut loaded = store.load(clock.as_ref())?;
+    let announced = store.announced();
     let registered = loaded.identity.as_ref().map(|identity| identity.signing_key);
     let (state, mut keeper) = State::open(&state_path, Arc::clone(clock), board.clone(), registered)?;
     if let Some(identity) = &loaded.identity {
@@ -286,7 +295,7 @@ fn open(
     supervisor.spawn("state", keeper.run(shutdown.clone()));
     supervisor.spawn("reports", writer.run(shutdown.clone()));
     supervisor.spawn("enrolment", enroller.run(shutdown));
-    Ok(Opened { state, reports, identity, join, pulls })
+    Ok(Opened { state, reports, identity, announced, join, pulls })
 }
 
 /// Opens the kernel's interfaces and starts the tasks that listen to it.

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::control::batch::Counts;
+
 /// The shared board. Cheap to clone; its lock guards leaf data only and is never held across an await.
 #[derive(Debug, Clone, Default)]
 pub struct Board {
@@ -35,6 +37,8 @@ pub enum Subsystem {
     Policy,
     /// Reports of applications.
     Reports,
+    /// Metrics, logs and audit records.
+    Observability,
 }
 
 impl Subsystem {
@@ -47,6 +51,7 @@ impl Subsystem {
             Self::Mesh => "mesh",
             Self::Policy => "policy",
             Self::Reports => "reports",
+            Self::Observability => "observability",
         }
     }
 }
@@ -84,6 +89,8 @@ pub struct ControlStatus {
     pub rejected: BTreeMap<&'static str, u64>,
     /// Verified events this version has no feature for, by type.
     pub unsupported: BTreeMap<String, u64>,
+    /// What became of metrics, logs and audit records, by kind.
+    pub uploads: BTreeMap<&'static str, Counts>,
 }
 
 /// Most types of unsupported events that are counted apart, and most characters of their names.

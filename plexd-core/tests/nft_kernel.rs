@@ -487,6 +487,54 @@ fn root_established_connection_ends_when_it_is_no_longer_allowed() {
 }
 
 #[test]
+fn root_connection_opened_while_there_was_no_table_ends_whoever_speaks_first() {
+    in_namespace(|| {
+        let peer = Peer::joined();
+        let listener = TcpListener::bind("10.100.0.1:22").unwrap();
+        let nft = NfTables::new().unwrap();
+        // Only this node may open connections, which must not let its half of the peer's go on.
+        let rules = table(&["allow n_here n_peer any"]);
+        let mut far = peer.run(|| TcpStream::connect_timeout(&at("10.100.0.1", 22), PASSES).unwrap());
+        let (mut near, _) = listener.accept().unwrap();
+        far.write_all(b"x").unwrap();
+        near.read_exact(&mut [0]).unwrap();
+        wait(nft.replace(&rules)).unwrap();
+        near.write_all(b"y").unwrap();
+        far.set_read_timeout(Some(DROPPED)).unwrap();
+        assert!(far.read_exact(&mut [0]).is_err(), "taken up from its middle, the other way round");
+        far.write_all(b"z").unwrap();
+        near.set_read_timeout(Some(DROPPED)).unwrap();
+        assert!(near.read_exact(&mut [0]).is_err(), "and on from there");
+        let counters = counters(wait(nft.observe(&rules)).unwrap());
+        assert!(counters.named["invalid"].packets > 0, "{counters:?}");
+    });
+}
+
+#[test]
+fn root_connection_that_was_judged_goes_on_over_a_restart_and_while_the_table_is_away() {
+    in_namespace(|| {
+        let peer = Peer::joined();
+        serve("10.100.0.1", &[80]);
+        serve("fd00:100::1", &[80]);
+        let rules = table(&["allow n_peer n_here tcp/80"]);
+        let nft = NfTables::new().unwrap();
+        wait(nft.replace(&rules)).unwrap();
+        for host in ["10.100.0.1", "fd00:100::1"] {
+            let mut stream = peer.run(move || connect(at(host, 80), PASSES)).unwrap();
+            // Another process puts its table in place of this one's.
+            wait(NfTables::new().unwrap().replace(&rules)).unwrap();
+            assert!(echo(&mut stream, PASSES), "{host}: a restart");
+            run("nft flush ruleset");
+            assert!(echo(&mut stream, PASSES), "{host}: without a table");
+            wait(nft.replace(&rules)).unwrap();
+            assert!(echo(&mut stream, PASSES), "{host}: with a table again");
+        }
+        let counters = counters(wait(nft.observe(&rules)).unwrap());
+        assert_eq!(counters.named["invalid"].packets, 0, "{counters:?}");
+    });
+}
+
+#[test]
 fn root_icmp_errors_follow_their_connection() {
     in_namespace(|| {
         let peer = Peer::joined();

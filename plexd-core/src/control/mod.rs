@@ -8,9 +8,11 @@
 //! - [`sse`], [`envelope`], [`events`]: bytes to items, items to verified envelopes, envelopes to events
 //! - [`secret`]: decryption of secret values
 //! - [`session`]: the loops of an enrolled node
+//! - [`batch`]: what is observed, queued within bounds and sent in batches
 //! - [`backoff`]: how long to wait before trying again
 
 pub mod backoff;
+pub mod batch;
 pub mod client;
 pub mod convert;
 #[cfg(test)]

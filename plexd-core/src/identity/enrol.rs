@@ -17,7 +17,7 @@ use crate::control::backoff::{self, Backoff};
 use crate::control::client::{Client, ClientError};
 use crate::control::convert::Registration;
 use crate::control::session::Session;
-use crate::control::wire::{RegisterRequest, SecretText};
+use crate::control::wire::{CapabilitiesPayload, RegisterRequest, SecretText};
 use crate::state::State;
 use crate::status::{Board, Enrolment, Subsystem};
 use crate::storage::StorageError;
@@ -47,7 +47,7 @@ pub struct Joined {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// It has an identity already.
-    #[error("this node is already enrolled as {0}; to enrol it anew, deregister it first")]
+    #[error("this node is already enrolled as {0}; to enrol it anew, remove it at the control plane first")]
     AlreadyEnrolled(NodeId),
     /// Somebody else is at it.
     #[error("another join is under way; wait for it, then look at: plexd-ctl status")]
@@ -301,7 +301,7 @@ impl Enroller {
             capabilities: Some(self.machine.capabilities().await),
         };
         match self.client.register(&request).await {
-            Ok(registration) => self.take_over(registration, key).await,
+            Ok(registration) => self.take_over(registration, key, request.capabilities).await,
             Err(error) => error.into(),
         }
     }
@@ -324,7 +324,12 @@ impl Enroller {
     }
 
     /// Makes the registration durable, then known.
-    async fn take_over(&mut self, registration: Registration, private_key: PrivateKey) -> Attempt {
+    async fn take_over(
+        &mut self,
+        registration: Registration,
+        private_key: PrivateKey,
+        told: Option<CapabilitiesPayload>,
+    ) -> Attempt {
         let Registration { node_id, mesh_ip, signing_key, node_secret_key, peers, rejected_peers } =
             registration;
         let identity = Identity { node_id, mesh_ip, secret_key: node_secret_key, signing_key, private_key };
@@ -334,6 +339,9 @@ impl Enroller {
         if let Err(error) = stored {
             // The token and key can be sent again and are answered the same (contract, section 4).
             return Attempt::not_stored("registered, but the identity cannot be stored", &error);
+        }
+        if let Some(Err(error)) = told.map(|told| self.store.announced().remember(&identity.node_id, &told)) {
+            tracing::warn!(%error, "the capabilities will be told again");
         }
         if let Err(error) = self.state.enrolled(signing_key, peers, rejected_peers).await {
             tracing::warn!(%error, "first peers not taken over; the next pull brings them");

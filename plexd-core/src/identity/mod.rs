@@ -1,6 +1,8 @@
 //! Who the node is: the bootstrap token it starts from ([`token`]), the identity it is given ([`store`]), how it gets
-//! from one to the other ([`enrol`]), and how its WireGuard key is replaced ([`rotation`]).
+//! from one to the other ([`enrol`]), how its WireGuard key is replaced ([`rotation`]), and what it last told of itself
+//! ([`announced`]).
 
+mod announced;
 mod enrol;
 mod machine;
 mod rotation;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use crate::control::client::Credentials;
 use crate::types::{NodeId, NodeSecretKey, PrivateKey, SigningPublicKey};
 
+pub use announced::Announced;
 pub use enrol::{Enroller, JoinError, JoinRequests, Joined, Start};
 pub use machine::Machine;
 pub use store::{IdentityStore, Loaded};

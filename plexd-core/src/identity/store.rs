@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::Identity;
+use super::{Announced, Identity};
 use crate::storage::{self, DataDir, StorageError};
 use crate::types::{Clock, NodeSecretKey, PrivateKey, PublicKey, SigningPublicKey};
 
@@ -47,6 +47,11 @@ impl IdentityStore {
     /// Keeps the identity in `directory`.
     pub fn new(directory: DataDir) -> Self {
         Self { directory }
+    }
+
+    /// Returns where it is kept what was told of the node's capabilities.
+    pub fn announced(&self) -> Announced {
+        Announced::new(&self.directory)
     }
 
     /// Reads what is there.

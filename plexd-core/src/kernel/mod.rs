@@ -216,7 +216,7 @@ pub enum ObservedTable {
 /// What the table counted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Counters {
-    /// By name of the counter: `denied` (by a rule or the default) and `invalid` (belongs to no connection; dropped).
+    /// By name of the counter: `denied` (by a rule or the default) and `invalid` (belongs to no connection that was seen to open; dropped).
     pub named: BTreeMap<String, Count>,
     /// By position of the rule among all rules of the policy; rules that matched nothing yet may be absent. Where rules
     /// of the same action overlap, either may have counted.

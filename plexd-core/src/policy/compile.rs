@@ -19,6 +19,10 @@ pub const MAX_RULES: usize = 20_000;
 /// Most entries of a compiled table (contract, section 5).
 pub const MAX_ENTRIES: usize = 200_000;
 
+/// Most keys tried, those that an earlier rule decided among them, with the networks they are made of: bounds the time that
+/// a set takes however often its rules repeat each other.
+const MAX_TRIED: usize = 10 * MAX_ENTRIES;
+
 /// Comparisons spent on finding the earliest lookup for a rule; beyond, rules only ever join the last lookup.
 const EFFORT: usize = 20_000_000;
 
@@ -33,10 +37,10 @@ pub enum CompileError {
         /// How many there are.
         rules: usize,
     },
-    /// More than [`MAX_ENTRIES`].
+    /// More than [`MAX_ENTRIES`], or ten times as many counting those that earlier rules decide already.
     #[error(
-        "the policy set needs more than {MAX_ENTRIES} firewall entries, from rule {rule} of policy {policy:?} on: \
-         use networks instead of nodes with many addresses"
+        "the policy set needs more than {MAX_ENTRIES} firewall entries, or repeats too many, from rule {rule} of \
+         policy {policy:?} on: merge rules, or use networks instead of nodes with many addresses"
     )]
     TooManyEntries {
         /// The policy's id.
@@ -65,11 +69,13 @@ pub fn compile(policies: &PolicySet, context: &Context) -> Result<Option<Table>,
         return Err(CompileError::TooManyRules { rules });
     }
     let mut lookups = Lookups::default();
-    let mut position = 0;
+    let (mut position, mut tried) = (0, 0_usize);
     for policy in &policies.policies {
         for (number, rule) in policy.rules.iter().enumerate() {
             let (sources, destinations) = (context.networks(&rule.src), context.networks(&rule.dst));
-            let fits = sources.len().saturating_mul(destinations.len()) <= MAX_ENTRIES;
+            let keys = sources.len().saturating_mul(destinations.len());
+            tried = tried.saturating_add(keys).saturating_add(sources.len() + destinations.len());
+            let fits = keys <= MAX_ENTRIES && tried <= MAX_TRIED;
             if fits {
                 lookups.add(&sources, &destinations, rule.service, rule.action, position);
             }
@@ -236,7 +242,7 @@ const DENY: &str = "deny";
 const JUDGE: &str = "judge";
 /// Counter of what a rule or the default denied.
 const DENIED: &str = "denied";
-/// Counter of what belongs to no connection.
+/// Counter of what belongs to no connection that was seen to open.
 const INVALID: &str = "invalid";
 /// Prefix of the log (contract, section 5).
 const LOG_PREFIX: &str = "plexd-denied ";
@@ -284,8 +290,11 @@ fn skeleton(context: &Context) -> Table {
         Action::Allow => Verdict::Accept,
         Action::Deny => Verdict::Goto(DENY.to_owned()),
     };
+    let invalid = |what| vec![what, Expr::Count(INVALID.to_owned()), Expr::Verdict(Verdict::Drop)];
     let judge = vec![
-        vec![Expr::Untracked, Expr::Count(INVALID.to_owned()), Expr::Verdict(Verdict::Drop)],
+        invalid(Expr::Untracked),
+        // A connection that was opened while there was no table could be taken for one in the other direction.
+        invalid(Expr::MidStream),
         of_family(Family::V4),
         of_family(Family::V6),
         vec![Expr::Verdict(default)],

@@ -52,6 +52,8 @@ pub enum Expr {
     Family(Family),
     /// Connection tracking could not make sense of the packet, or does not track it.
     Untracked,
+    /// The packet is of TCP, and the first that connection tracking knows of its connection, yet does not open one.
+    MidStream,
     /// No more often than this.
     Limit {
         /// Packets per second.

@@ -316,9 +316,11 @@ impl Reconciler {
         }
     }
 
+    /// Takes the interface down, then the policy: never the policy of an interface that is still there.
     async fn tear_down(&mut self) {
         if let Err(error) = self.kernel.wireguard.remove().await {
-            tracing::warn!(%error, "interface left behind");
+            tracing::warn!(%error, "interface left behind, and its policy with it");
+            return;
         }
         if let Err(error) = self.kernel.firewall.remove().await {
             tracing::warn!(%error, "policy left behind");

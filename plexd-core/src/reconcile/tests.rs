@@ -493,3 +493,14 @@ async fn an_ordered_stop_takes_everything_down_only_where_that_is_asked_for() {
     let state = around.kernel.state();
     assert!(state.device.is_none() && state.table.is_none());
 }
+
+#[tokio::test]
+async fn a_stop_that_cannot_remove_the_interface_leaves_its_policy_too() {
+    let rig = started("policy:\n  default: allow\non_stop: teardown\n").await;
+    rig.kernel.state().failing.insert("remove interface");
+    let (around, shutdown, task) = rig.run();
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
+    let state = around.kernel.state();
+    assert!(state.device.is_some() && state.table.is_some());
+}

@@ -54,6 +54,8 @@ impl ReportSync {
         loop {
             // Cancel safe: waiting for a value takes nothing.
             tokio::select! {
+                // First: once asked to stop, the writer may be gone before this task, and that is no error.
+                biased;
                 () = shutdown.cancelled() => return Ok(()),
                 changed = self.counts.wait_for(|counts| counts.pending > 0) => { changed?; }
             }

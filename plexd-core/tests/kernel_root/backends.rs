@@ -106,3 +106,30 @@ fn root_kernel_wireguard_refuses_an_interface_of_another_kind() {
         run_command("ip link show plexd0");
     });
 }
+
+#[test]
+#[ignore = "needs a kernel with WireGuard: run it in a VM, with --run-ignored only"]
+fn root_kernel_wireguard_does_not_go_on_under_another_name() {
+    Namespace::new().run(|| async {
+        let wireguard = KernelWireGuard::new("plexd0").unwrap();
+        let rename = || run_command("ip link set plexd0 down; ip link set plexd0 name other0");
+        for by_ensuring in [true, false] {
+            wireguard.ensure().await.unwrap();
+            rename();
+            assert!(wireguard.observe().await.unwrap().is_none());
+            if by_ensuring {
+                assert_eq!(wireguard.ensure().await.unwrap(), Ensured::Created);
+            } else {
+                wireguard.remove().await.unwrap();
+            }
+            assert!(!run_command("ip link show").contains("other0"));
+        }
+        // One of another kind that was given the index since is somebody else's.
+        wireguard.ensure().await.unwrap();
+        let shown = run_command("ip -o link show plexd0");
+        let index = shown.split(':').next().unwrap();
+        run_command(&format!("ip link del plexd0; ip link add other0 index {index} type bridge"));
+        wireguard.ensure().await.unwrap();
+        run_command("ip link show other0");
+    });
+}

@@ -155,6 +155,20 @@ fn root_a_renamed_interface_is_made_anew() {
 }
 
 #[test]
+fn root_a_later_interface_with_the_index_of_ours_is_left_alone() {
+    let (first, second) = pair();
+    let shown = first.namespace.command("ip -o link show plexd0");
+    let index = shown.split(':').next().unwrap().to_owned();
+    first.namespace.command("ip link del plexd0");
+    first.namespace.command(&format!("ip link add other0 index {index} type bridge"));
+    let wireguard = Arc::clone(&first.wireguard);
+    first.namespace.run(|| async move { wireguard.ensure().await.unwrap() });
+    first.set_up_network();
+    first.reaches(&second);
+    assert!(first.namespace.command("ip -o link show").contains(&format!("{index}: other0")));
+}
+
+#[test]
 fn root_removing_ends_it_and_it_can_be_made_again() {
     let (first, second) = pair();
     first.reaches(&second);

@@ -12,14 +12,18 @@ nix::ioctl_readwrite_bad!(
     libc::ifreq
 );
 
-/// Attaches the open `/dev/net/tun` descriptor `tun` to the TUN interface `name`, creating it if it does not exist:
-/// IP packets without a packet-information header (`tuntap.rst`: `IFF_TUN | IFF_NO_PI`). The interface lives as
-/// long as the descriptor. Works again on the same descriptor after the interface was deleted.
+/// `IFF_TUN | IFF_NO_PI | IFF_TUN_EXCL` of `linux/if_tun.h`; the last is the sign bit of the field they go to.
+const FLAGS: u16 = 0x0001 | 0x1000 | 0x8000;
+
+/// Creates the TUN interface `name` and attaches the open `/dev/net/tun` descriptor `tun` to it: IP packets without a
+/// packet-information header (`tuntap.rst`: `IFF_TUN | IFF_NO_PI`). The interface lives as long as the descriptor.
+/// Works again on the same descriptor after the interface was deleted. One that is there is never taken over, also if
+/// nobody is attached to it (`IFF_TUN_EXCL`).
 ///
 /// `name` has 1 to 15 bytes without NUL. Needs `CAP_NET_ADMIN`, but no permission on the device file.
 ///
 /// # Errors
-/// `InvalidInput` for a bad name, else the error of `ioctl(2)`, `EBUSY` when somebody else uses the interface.
+/// `InvalidInput` for a bad name, else the error of `ioctl(2)`, `EBUSY` when there is an interface of this name.
 pub fn attach_tun(tun: &impl AsFd, name: &str) -> io::Result<()> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.bytes().any(|byte| byte == 0) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "interface name must have 1 to 15 bytes"));
@@ -29,8 +33,7 @@ pub fn attach_tun(tun: &impl AsFd, name: &str) -> io::Result<()> {
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
         *to = libc::c_char::from_ne_bytes([from]);
     }
-    request.ifr_ifru.ifru_flags =
-        libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI).map_err(io::Error::other)?;
+    request.ifr_ifru.ifru_flags = FLAGS.cast_signed();
     // SAFETY: the descriptor is open for the whole call because `tun` is borrowed; `request` is a fully initialised,
     // writable `ifreq` that outlives the call: TUNSETIFF reads it and writes the interface's name back into it.
     unsafe { tunsetiff(tun.as_fd().as_raw_fd(), &raw mut request) }?;
@@ -49,6 +52,23 @@ mod tests {
             assert_eq!(error, Some(io::ErrorKind::InvalidInput), "{name:?}");
         }
         Ok(())
+    }
+
+    /// In a network namespace of its own, for which it needs root.
+    #[test]
+    fn root_a_persistent_interface_of_that_name_is_not_taken_over() -> io::Result<()> {
+        // SAFETY: affects the calling thread only, which is this test's.
+        nix::errno::Errno::result(unsafe { libc::unshare(libc::CLONE_NEWNET) })?;
+        let open = || std::fs::File::options().read(true).write(true).open("/dev/net/tun");
+        let first = open()?;
+        attach_tun(&first, "plexd-test0")?;
+        // SAFETY: the descriptor is open; TUNSETPERSIST takes a number and no pointer.
+        nix::errno::Errno::result(unsafe { libc::ioctl(first.as_raw_fd(), libc::TUNSETPERSIST, 1) })?;
+        drop(first);
+        let second = open()?;
+        let error = attach_tun(&second, "plexd-test0").err().and_then(|error| error.raw_os_error());
+        assert_eq!(error, Some(libc::EBUSY));
+        attach_tun(&second, "plexd-test1")
     }
 
     #[test]

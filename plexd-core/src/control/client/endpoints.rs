@@ -9,6 +9,8 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 
 /// Largest answer of the endpoints that answer with many peers or entries, in bytes (contract, section 2).
 const LARGE: usize = 64 * 1024 * 1024;
+/// Largest binary.
+const BINARY: usize = 256 * 1024 * 1024;
 /// Largest answer of the others.
 const SMALL: usize = 1024 * 1024;
 
@@ -40,6 +42,10 @@ pub(super) const SECRET: Call = call("GET", "/v1/nodes/{node_id}/secrets/{key}",
 pub(super) const REPORT: Call = call("POST", "/v1/nodes/{node_id}/report", SMALL);
 pub(super) const ACK: Call = call("POST", "/v1/nodes/{node_id}/executions/{execution_id}/ack", SMALL);
 pub(super) const RESULT: Call = call("POST", "/v1/nodes/{node_id}/executions/{execution_id}/result", SMALL);
+pub(super) const METRICS: Call = call("POST", "/v1/nodes/{node_id}/metrics", SMALL);
+pub(super) const LOGS: Call = call("POST", "/v1/nodes/{node_id}/logs", SMALL);
+pub(super) const AUDIT: Call = call("POST", "/v1/nodes/{node_id}/audit", SMALL);
+pub(super) const ARTIFACT: Call = call("GET", "/v1/artifacts/plexd/{version}/{os}/{arch}", BINARY);
 
 impl Call {
     /// Returns the path with `values` in place of the names, in order, each as one encoded segment. `None` if one of

@@ -197,6 +197,8 @@ fn refused_credential(call: Call) -> &'static str {
 fn unknown_object(call: Call) -> &'static str {
     if call == endpoints::SECRET {
         "the secret"
+    } else if call == endpoints::ARTIFACT {
+        "a plexd of this version for this system"
     } else if call.not_found_means_identity() {
         "this node: it has to register again"
     } else {
@@ -335,6 +337,9 @@ mod tests {
             (ClientError::NotFound { call: endpoints::ROTATE, detail: detail() }, Class::Identity),
             (ClientError::NotFound { call: endpoints::SECRET, detail: detail() }, Class::Refused),
             (ClientError::NotFound { call: endpoints::RESULT, detail: detail() }, Class::Refused),
+            (ClientError::NotFound { call: endpoints::ARTIFACT, detail: detail() }, Class::Refused),
+            (ClientError::Unauthorized { call: endpoints::ARTIFACT, detail: detail() }, Class::Identity),
+            (ClientError::NotFound { call: endpoints::AUDIT, detail: detail() }, Class::Identity),
             (ClientError::Conflict { call: endpoints::REPORT, detail: detail() }, Class::Refused),
             (ClientError::RateLimited { call: endpoints::DRIFT, retry_after: None }, Class::RetryAfter(None)),
         ] {

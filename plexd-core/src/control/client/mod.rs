@@ -1,16 +1,18 @@
 //! The client of the control plane: TLS, deadlines, bounded answers, classified errors. Remembers no credential and
 //! tries nothing twice; who calls decides when to try again.
 
+mod artifact;
 mod calls;
 mod endpoints;
 mod error;
+mod records;
 mod stream;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
 use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::Serialize;
 use zeroize::Zeroizing;
@@ -19,9 +21,11 @@ use crate::types::{NodeId, NodeSecretKey};
 
 use super::backoff::retry_after;
 
+pub use artifact::{Artifact, ArtifactError};
 pub use calls::StateAnswer;
 pub use endpoints::Call;
 pub use error::{Class, ClientError, Detail, SetupError};
+pub use records::{Framing, Observed, Record};
 pub use stream::{EventStream, IDLE_TIMEOUT};
 
 /// How long connecting may take (contract, section 2).
@@ -133,7 +137,7 @@ impl Client {
         Ok(Answer { call, response, body })
     }
 
-    /// Sends a request and returns the head of the answer, which is a success (or a 304).
+    /// Sends a request and returns the head of the answer, which is a success (or a 304 to a state pull).
     async fn send(&self, request: Request<'_>) -> Result<Response, ClientError> {
         let Request { call, credential, builder } = request;
         let mut response = builder.send().await.map_err(|error| self.transport(call, &error))?;
@@ -183,6 +187,13 @@ impl Request<'_> {
         })?;
         let builder = self.builder.header(CONTENT_TYPE, "application/json").body(body);
         Ok(Self { builder, ..self })
+    }
+
+    /// Takes a body that is compressed already.
+    fn gzip(self, content_type: &'static str, body: Vec<u8>) -> Self {
+        let builder =
+            self.builder.header(CONTENT_TYPE, content_type).header(CONTENT_ENCODING, "gzip").body(body);
+        Self { builder, ..self }
     }
 
     fn header(self, name: reqwest::header::HeaderName, value: HeaderValue) -> Self {

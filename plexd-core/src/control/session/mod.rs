@@ -1,7 +1,8 @@
 //! The conversation of an enrolled node with its control plane: the loops that pull the state ([`pull`]), hold the event
-//! stream ([`stream`]), send heartbeats ([`heartbeat`]) and report drift ([`drift`]). They carry; they decide nothing and
-//! never touch the kernel.
+//! stream ([`stream`]), send heartbeats ([`heartbeat`]), report drift ([`drift`]) and announce capabilities
+//! ([`capabilities`]). They carry; they decide nothing and never touch the kernel.
 
+pub mod capabilities;
 pub mod drift;
 pub mod heartbeat;
 pub mod pull;

@@ -2,11 +2,11 @@
 //! order of their attributes and the numbering of registers are those in which the kernel gives them back.
 
 use super::layout::Layout;
-use super::numbers::{OBJECT_IS_COUNTER, attribute, ct, meta};
+use super::numbers::{OBJECT_IS_COUNTER, PAYLOAD_OF_TRANSPORT, attribute, ct, meta};
 use super::wire::Attributes;
 use crate::kernel::Count;
-use crate::policy::Table;
 use crate::policy::table::{Expr, Family, Map, Verdict};
+use crate::policy::{TCP, Table};
 
 /// `NF_ACCEPT`, `NF_DROP`, `NFT_JUMP`, `NFT_GOTO`.
 const ACCEPT: i32 = 1;
@@ -46,13 +46,16 @@ fn expression(table: &Table, expr: &Expr) -> Vec<Expression> {
             };
             vec![packet(meta::NFPROTO), compare(Comparison::Equal, &[number])]
         }
-        Expr::Untracked => {
-            let states = (ct::STATE_INVALID | ct::STATE_UNTRACKED).to_ne_bytes();
-            vec![
-                tracked(ct::STATE, None, 0),
-                mask(0, &states),
-                compare(Comparison::NotEqual, &0_u32.to_ne_bytes()),
-            ]
+        Expr::Untracked => state(ct::STATE_INVALID | ct::STATE_UNTRACKED),
+        Expr::MidStream => {
+            let mut expressions = vec![packet(meta::L4PROTO), compare(Comparison::Equal, &[TCP])];
+            expressions.extend(state(ct::STATE_NEW));
+            expressions.extend([
+                transport(TCP_FLAGS_AT, 1),
+                mask(0, &[SYN | ACK]),
+                compare(Comparison::NotEqual, &[SYN]),
+            ]);
+            expressions
         }
         Expr::Limit { per_second, burst } => {
             // Per second, in packets, not inverted.
@@ -85,6 +88,11 @@ fn expression(table: &Table, expr: &Expr) -> Vec<Expression> {
     }
 }
 
+/// Where a TCP header has its flags, and two of them.
+const TCP_FLAGS_AT: u32 = 13;
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
 const LOG_LEVEL_WARNING: u32 = 4;
 const REGISTER_VERDICT: u32 = 0;
 
@@ -106,6 +114,25 @@ fn packet(key: u32) -> Expression {
     let mut data = Attributes::default();
     data.u32(attribute::META_KEY, key).u32(attribute::META_DREG, register(0));
     Expression { name: "meta", data }
+}
+
+/// Loads bytes of the transport header into the first register.
+fn transport(offset: u32, length: u32) -> Expression {
+    let mut data = Attributes::default();
+    data.u32(attribute::PAYLOAD_DREG, register(0))
+        .u32(attribute::PAYLOAD_BASE, PAYLOAD_OF_TRANSPORT)
+        .u32(attribute::PAYLOAD_OFFSET, offset)
+        .u32(attribute::PAYLOAD_LEN, length);
+    Expression { name: "payload", data }
+}
+
+/// Asks whether the connection is in one of these states.
+fn state(any_of: u32) -> Vec<Expression> {
+    vec![
+        tracked(ct::STATE, None, 0),
+        mask(0, &any_of.to_ne_bytes()),
+        compare(Comparison::NotEqual, &0_u32.to_ne_bytes()),
+    ]
 }
 
 /// Loads what connection tracking knows into the register at `word`.

@@ -74,6 +74,10 @@ pub(super) mod attribute {
     pub(in super::super) const CMP_SREG: u16 = 1;
     pub(in super::super) const CMP_OP: u16 = 2;
     pub(in super::super) const CMP_DATA: u16 = 3;
+    pub(in super::super) const PAYLOAD_DREG: u16 = 1;
+    pub(in super::super) const PAYLOAD_BASE: u16 = 2;
+    pub(in super::super) const PAYLOAD_OFFSET: u16 = 3;
+    pub(in super::super) const PAYLOAD_LEN: u16 = 4;
     pub(in super::super) const BITWISE_SREG: u16 = 1;
     pub(in super::super) const BITWISE_DREG: u16 = 2;
     pub(in super::super) const BITWISE_LEN: u16 = 3;
@@ -113,6 +117,8 @@ pub(super) mod ct {
     pub(in super::super) const ORIGINAL: u8 = 0;
     /// `NF_CT_STATE_INVALID_BIT`.
     pub(in super::super) const STATE_INVALID: u32 = 1;
+    /// `NF_CT_STATE_BIT(IP_CT_NEW)`: no packet of the other direction has been seen.
+    pub(in super::super) const STATE_NEW: u32 = 1 << 3;
     /// `NF_CT_STATE_UNTRACKED_BIT`.
     pub(in super::super) const STATE_UNTRACKED: u32 = 1 << 6;
 }
@@ -122,6 +128,7 @@ pub(super) mod meta {
     pub(in super::super) const IIFNAME: u32 = 6;
     pub(in super::super) const OIFNAME: u32 = 7;
     pub(in super::super) const NFPROTO: u32 = 15;
+    pub(in super::super) const L4PROTO: u32 = 16;
 }
 
 /// Numbers by which only `nft` knows what a map's key is of (`enum datatypes` of its sources).
@@ -132,6 +139,8 @@ pub(super) mod datatype {
     pub(in super::super) const INET_SERVICE: u32 = 13;
 }
 
+/// `NFT_PAYLOAD_TRANSPORT_HEADER`.
+pub(super) const PAYLOAD_OF_TRANSPORT: u32 = 2;
 /// `NFT_SET_MAP`.
 pub(super) const SET_IS_MAP: u32 = 0x8;
 /// `NFT_DATA_VERDICT`: a map's values are verdicts.

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::num::NonZeroU16;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
@@ -48,6 +49,8 @@ pub struct KernelWireGuard {
     interface: String,
     name: InterfaceName,
     rtnl: Rtnl,
+    /// Index of the interface as it was last seen under its name, by which it is found when it has another.
+    known: Mutex<Option<u32>>,
 }
 
 impl KernelWireGuard {
@@ -58,23 +61,51 @@ impl KernelWireGuard {
     pub fn new(interface: &str) -> Result<Self, KernelError> {
         let failed = |error| KernelError::new("prepare the interface", interface, error);
         let name = name(interface).map_err(failed)?;
-        Ok(Self { interface: interface.to_owned(), name, rtnl: Rtnl::new().map_err(failed)? })
+        Ok(Self {
+            interface: interface.to_owned(),
+            name,
+            rtnl: Rtnl::new().map_err(failed)?,
+            known: Mutex::new(None),
+        })
     }
 
     fn failed(&self, operation: &'static str) -> impl FnOnce(io::Error) -> KernelError {
         move |error| KernelError::new(operation, &self.interface, error)
     }
 
-    /// Returns the index of the interface if it is there; one that is not WireGuard is an error.
+    /// Returns the index of the interface if it is there, and remembers it; one that is not WireGuard is an error.
     async fn index(&self) -> io::Result<Option<u32>> {
         let Some(link) = self.rtnl.link(&self.interface).await? else { return Ok(None) };
         if link.kind == Some(InfoKind::Wireguard) {
+            self.remember(Some(link.index));
             return Ok(Some(link.index));
         }
         let kind = link.kind.map_or_else(|| "physical".to_owned(), |kind| kind.to_string());
         let reason =
             format!("a {kind} interface of that name exists, not WireGuard; remove it or set mesh.interface");
         Err(io::Error::new(io::ErrorKind::AlreadyExists, reason))
+    }
+
+    fn remember(&self, index: Option<u32>) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = index;
+    }
+
+    /// Removes the interface that is no longer there under its name but under another: policy goes by the name, so that
+    /// nothing judges its packets, and it keeps the port. Of another kind, it is a later one with the same index.
+    async fn remove_renamed(&self) -> io::Result<()> {
+        let known = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(index) = known else { return Ok(()) };
+        let link = self.rtnl.link_by_index(index).await?;
+        if let Some(link) = link.filter(|link| link.kind == Some(InfoKind::Wireguard)) {
+            tracing::warn!(
+                iface = self.interface,
+                renamed = link.name,
+                "interface removed: somebody renamed it"
+            );
+            self.rtnl.delete(index).await?;
+        }
+        self.remember(None);
+        Ok(())
     }
 
     /// Applies `update` to the interface, which must be there: `wireguard-control` would make it.
@@ -97,6 +128,7 @@ impl WireGuard for KernelWireGuard {
         if self.index().await.map_err(self.failed("make"))?.is_some() {
             return Ok(Ensured::Existing);
         }
+        self.remove_renamed().await.map_err(self.failed("remove what was renamed from"))?;
         self.rtnl.add_wireguard(&self.interface).await.map_err(self.failed("make"))?;
         Ok(Ensured::Created)
     }
@@ -152,7 +184,7 @@ impl WireGuard for KernelWireGuard {
     async fn remove(&self) -> Result<(), KernelError> {
         match self.index().await.map_err(self.failed("remove"))? {
             Some(index) => self.rtnl.delete(index).await.map_err(self.failed("remove")),
-            None => Ok(()),
+            None => self.remove_renamed().await.map_err(self.failed("remove what was renamed from")),
         }
     }
 }

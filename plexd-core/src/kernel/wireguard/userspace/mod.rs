@@ -20,6 +20,7 @@ use gotatun::x25519;
 use ipnet::IpNet;
 use ipnetwork::IpNetwork;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use rtnetlink::packet_route::link::InfoKind;
 use tokio::sync::watch;
 use zeroize::Zeroize;
 
@@ -127,10 +128,15 @@ impl Shared {
     /// Makes the interface, and attaches it to the device that is there.
     async fn attach(&self) -> io::Result<()> {
         self.attachment.send_replace(None);
-        let previous = self.state().index.take();
+        let previous = self.state().index;
         if let Some(index) = previous {
-            // Ours, renamed: a descriptor attached to it could not be attached to another.
-            self.rtnl.delete(index).await?;
+            // Ours, renamed: a descriptor attached to it could not be attached to another. Of another kind, it is somebody
+            // else's, made with the same index since ours was removed.
+            let link = self.rtnl.link_by_index(index).await?;
+            if link.is_some_and(|link| link.kind == Some(InfoKind::Tun)) {
+                self.rtnl.delete(index).await?;
+            }
+            self.state().index = None;
         }
         plexd_sys::attach_tun(&self.tun, &self.interface)?;
         self.state().index = Some(nix::net::if_::if_nametoindex(self.interface.as_str())?);

@@ -1,0 +1,82 @@
+//! Capabilities: told at registration, and again when they are no longer those that were last told; after an upgrade that
+//! is at the first start of the new binary.
+
+use std::time::Duration;
+
+use super::Session;
+use crate::control::backoff::Backoff;
+use crate::control::client::ClientError;
+use crate::identity::{Announced, Identity, Machine};
+use crate::status::Subsystem;
+use crate::supervisor::Shutdown;
+
+/// The task.
+#[derive(Debug)]
+pub struct Announcer {
+    /// Shared with the other loops.
+    pub session: Session,
+    /// Knows what the node can do.
+    pub machine: Machine,
+    /// What was told before.
+    pub announced: Announced,
+}
+
+impl Announcer {
+    /// Announces until asked to stop.
+    pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new();
+        while let Some(identity) = self.session.identity(&shutdown).await {
+            // Cancel safe: what was told and is not remembered is told again.
+            let result = tokio::select! {
+                () = shutdown.cancelled() => break,
+                result = self.announce(&identity) => result,
+            };
+            let delay = match result {
+                Ok(()) => None,
+                Err(error) if error.is_final() => {
+                    let message = format!("the control plane does not take the node's capabilities: {error}");
+                    self.session.board.raise(Subsystem::ControlPlane, self.session.name, message);
+                    None
+                }
+                Err(error) => Some(self.session.failed(&error, &mut backoff)),
+            };
+            // Cancel safe: nothing is taken; an identity that has changed is read above.
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = after(delay) => {}
+                changed = self.session.identity.changed() => {
+                    // The task that gives identities has ended: the process is stopping.
+                    if changed.is_err() {
+                        break;
+                    }
+                    backoff.reset();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what the node can do, unless that is known.
+    async fn announce(&self, identity: &Identity) -> Result<(), ClientError> {
+        let capabilities = self.machine.capabilities().await;
+        match self.announced.is(&identity.node_id, &capabilities) {
+            Ok(true) => return Ok(()),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the capabilities are told again"),
+        }
+        self.session.client.capabilities(&identity.credentials(), &capabilities).await?;
+        self.session.answered();
+        if let Err(error) = self.announced.remember(&identity.node_id, &capabilities) {
+            tracing::warn!(%error, "the capabilities will be told again at the next start");
+        }
+        Ok(())
+    }
+}
+
+/// Waits that long, or for ever.
+async fn after(delay: Option<Duration>) {
+    match delay {
+        Some(delay) => tokio::time::sleep(delay).await,
+        None => std::future::pending().await,
+    }
+}
