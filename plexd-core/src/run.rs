@@ -15,7 +15,7 @@ use plexd_proto::privilege::{self, ServiceUser, Start};
 use plexd_proto::settings::LogLevel;
 use plexd_proto::transport::{Incoming, SocketOwner, acquire};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tonic::transport::Server;
 
 use crate::admin::{self, AdminService, Administrators};
@@ -152,6 +152,7 @@ struct Opened {
     identity: CurrentIdentity,
     announced: Announced,
     join: identity::JoinRequests,
+    pulls: Arc<Notify>,
 }
 
 async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
@@ -160,14 +161,14 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let mut supervisor = Supervisor::default();
     let shutdown = supervisor.shutdown();
     let Acquired { client, machine, token, wireguard, secrets, .. } = acquired;
-    let opened = open(&config, &mut supervisor, (&client, &machine), token, &board, &clock)?;
+    let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &clock)?;
 
     let (drift, corrections) = mpsc::channel(DRIFT_QUEUE);
     let session = Session {
         client: client.clone(),
         identity: opened.identity.clone(),
         board: board.clone(),
-        pulls: Arc::default(),
+        pulls: Arc::clone(&opened.pulls),
         name: "pull",
     };
     let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
@@ -220,7 +221,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         interval: config.reconcile_interval,
     };
     supervisor.spawn("pull", puller.run(shutdown.clone()));
-    let stream = StreamReader { session: session.named("stream"), state: opened.state, drift };
+    let stream = StreamReader { session: session.named("stream"), state: opened.state.clone(), drift };
     supervisor.spawn("stream", stream.run(shutdown.clone()));
     let announcer = Announcer {
         session: session.named("capabilities"),
@@ -231,6 +232,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let heart = Heart {
         session: session.named("heartbeat"),
         mesh,
+        state: opened.state.clone(),
         machine,
         clock: Arc::clone(&clock),
         interface: (config.mesh.interface.clone(), config.mesh.listen_port),
@@ -268,8 +270,7 @@ async fn deregister(client: &Client, identity: &CurrentIdentity) {
 fn open(
     config: &Config,
     supervisor: &mut Supervisor,
-    (client, machine): (&Client, &Machine),
-    token: TokenLookup,
+    (client, machine, token): (&Client, &Machine, TokenLookup),
     board: &Board,
     clock: &Arc<dyn Clock>,
 ) -> anyhow::Result<Opened> {
@@ -278,19 +279,23 @@ fn open(
     let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
     let state_path = directory.file("state.redb");
     let store = IdentityStore::new(directory);
-    let loaded = store.load(clock.as_ref())?;
+    let mut loaded = store.load(clock.as_ref())?;
     let announced = store.announced();
     let registered = loaded.identity.as_ref().map(|identity| identity.signing_key);
     let (state, mut keeper) = State::open(&state_path, Arc::clone(clock), board.clone(), registered)?;
     if let Some(identity) = &loaded.identity {
         keeper.trust_at_first(identity.signing_key);
     }
+    let confirmed = state.desired().borrow().own_key.confirmed;
+    store.complete_rotation(&mut loaded, confirmed)?;
+    let start = identity::Start { store, loaded, token, machine: machine.clone() };
+    let pulls = Arc::<Notify>::default();
     let (enroller, identity, join) =
-        Enroller::new(store, loaded, token, client.clone(), machine.clone(), state.clone(), board.clone());
+        Enroller::new(start, client.clone(), state.clone(), board.clone(), Arc::clone(&pulls));
     supervisor.spawn("state", keeper.run(shutdown.clone()));
     supervisor.spawn("reports", writer.run(shutdown.clone()));
     supervisor.spawn("enrolment", enroller.run(shutdown));
-    Ok(Opened { state, reports, identity, announced, join })
+    Ok(Opened { state, reports, identity, announced, join, pulls })
 }
 
 /// Opens the kernel's interfaces and starts the tasks that listen to it.

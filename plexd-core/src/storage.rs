@@ -116,9 +116,30 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), StorageError> {
     let mut file = AtomicWriteFile::options().mode(0o600).preserve_mode(false).open(path).map_err(error)?;
     file.write_all(content).map_err(error)?;
     file.commit().map_err(error)?;
-    // The rename itself is durable only once the directory is.
+    sync_directory_of(path).map_err(error)
+}
+
+/// Renames `from` over `to`, in the same directory, so that a crash at any moment leaves the old or the new content of
+/// `to`.
+pub fn rename_over(from: &Path, to: &Path) -> Result<(), StorageError> {
+    let renamed = fs::rename(from, to).and_then(|()| sync_directory_of(to));
+    renamed.map_err(|error| StorageError::new("rename", from, error))
+}
+
+/// Removes a file; one that is not there is no error.
+pub fn remove(path: &Path) -> Result<(), StorageError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed
+            .and_then(|()| sync_directory_of(path))
+            .map_err(|error| StorageError::new("remove", path, error)),
+    }
+}
+
+/// A new, changed or missing name is durable only once its directory is.
+fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = path.parent().unwrap_or(Path::new("/"));
-    fs::File::open(directory).and_then(|directory| directory.sync_all()).map_err(error)
+    fs::File::open(directory).and_then(|directory| directory.sync_all())
 }
 
 /// Renames a damaged file out of the way and returns its new name.

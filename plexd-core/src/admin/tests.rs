@@ -3,7 +3,7 @@
 use tonic::Code;
 
 use super::*;
-use crate::identity::{Enroller, IdentityStore, Loaded, Machine, TokenLookup};
+use crate::identity::{Enroller, IdentityStore, Loaded, Machine, Start, TokenLookup};
 use crate::kernel::fake::FakeKernel;
 use crate::policy::Action::Allow;
 use crate::reconcile::tests::{config, desired, identity, peer, policies};
@@ -32,10 +32,15 @@ fn rig(client: crate::control::client::Client) -> Rig {
     tokio::spawn(keeper.run(Shutdown::new()));
     let store = IdentityStore::new(DataDir::open(folder.path()).unwrap());
     let loaded =
-        Loaded { private_key: Some(identity().private_key), identity: Some(identity()), problem: None };
+        Loaded { private_key: Some(identity().private_key), identity: Some(identity()), ..Loaded::default() };
     let machine = Machine::new(Some("web-01")).unwrap();
-    let (enroller, identity, join) =
-        Enroller::new(store, loaded, TokenLookup::Missing, client, machine, state, board.clone());
+    let (enroller, identity, join) = Enroller::new(
+        Start { store, loaded, token: TokenLookup::Missing, machine },
+        client,
+        state,
+        board.clone(),
+        Arc::default(),
+    );
     let mut wanted = desired([peer("n_b", 2, Some("192.0.2.2:51820")), peer("n_c", 3, None)]);
     wanted.policies = policies(&[("n_b", "n_a", Allow), ("n_x", "*", crate::policy::Action::Deny)]);
     let (desired_sender, desired) = watch::channel(Arc::new(wanted));

@@ -6,15 +6,17 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::machine::Machine;
+use super::rotation::Rotation;
 use super::store::{IdentityStore, Loaded};
 use super::token::{Token, TokenLookup};
 use super::{CurrentIdentity, Identity};
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{Client, ClientError};
 use crate::control::convert::Registration;
+use crate::control::session::Session;
 use crate::control::wire::{CapabilitiesPayload, RegisterRequest, SecretText};
 use crate::state::State;
 use crate::status::{Board, Enrolment, Subsystem};
@@ -73,7 +75,7 @@ impl JoinRequests {
     }
 }
 
-/// The task that gets and publishes the identity.
+/// The task that gets, publishes and renews the identity: nobody else changes it, in memory or on disk.
 #[derive(Debug)]
 pub struct Enroller {
     store: IdentityStore,
@@ -85,6 +87,20 @@ pub struct Enroller {
     token: Option<Token>,
     publish: watch::Sender<Option<Arc<Identity>>>,
     joins: mpsc::Receiver<Join>,
+    rotation: Rotation,
+}
+
+/// What the task starts from: what is on disk, and where tokens may be.
+#[derive(Debug)]
+pub struct Start {
+    /// Keeps the identity.
+    pub store: IdentityStore,
+    /// What it keeps.
+    pub loaded: Loaded,
+    /// A token, if there is one.
+    pub token: TokenLookup,
+    /// What the node tells of itself when it registers.
+    pub machine: Machine,
 }
 
 /// What an attempt to register led to.
@@ -120,17 +136,16 @@ impl From<ClientError> for Attempt {
 }
 
 impl Enroller {
-    /// Creates the task from what is on disk and where tokens may be, and publishes the identity if there is one.
+    /// Creates the task, and publishes the identity if there is one. `pulls` asks for a state pull.
     pub fn new(
-        store: IdentityStore,
-        loaded: Loaded,
-        token: TokenLookup,
+        start: Start,
         client: Client,
-        machine: Machine,
         state: State,
         board: Board,
+        pulls: Arc<Notify>,
     ) -> (Self, CurrentIdentity, JoinRequests) {
-        let Loaded { identity, private_key, problem } = loaded;
+        let Start { store, loaded, token, machine } = start;
+        let Loaded { identity, private_key, pending_key, problem } = loaded;
         let enrolled = identity.is_some();
         board.set_enrolment(if enrolled { Enrolment::Enrolled } else { Enrolment::WaitingForToken });
         board.set(Subsystem::Storage, "identity", problem);
@@ -145,7 +160,16 @@ impl Enroller {
         };
         let (publish, current) = watch::channel(identity.map(Arc::new));
         let (sender, joins) = mpsc::channel(1);
-        let task = Self { store, client, machine, state, board, private_key, token, publish, joins };
+        let session = Session {
+            client: client.clone(),
+            identity: current.clone(),
+            board: board.clone(),
+            pulls,
+            name: "rotation",
+        };
+        let rotation = Rotation::new(store.clone(), session, state.clone(), publish.clone(), pending_key);
+        let task =
+            Self { store, client, machine, state, board, private_key, token, publish, joins, rotation };
         (task, current, JoinRequests(sender))
     }
 
@@ -180,18 +204,36 @@ impl Enroller {
                     },
                 },
             };
-            // Cancel safe: a join that was received is answered before the next round.
+            // Cancel safe: whatever was done before the cancellation is on disk.
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                () = sleep_or_forever(wait) => {}
-                Ok(()) = enrolment.changed() => {}
+                () = self.serve_until(wait, &mut enrolment, &mut backoff) => {}
+            }
+        }
+    }
+
+    /// Serves joins and rotations until registering may be tried again: after `wait`, when it is known whether the
+    /// identity is accepted, or when a join was tried.
+    async fn serve_until(
+        &mut self,
+        wait: Option<Duration>,
+        enrolment: &mut watch::Receiver<Enrolment>,
+        backoff: &mut Backoff,
+    ) {
+        let wait = sleep_or_forever(wait);
+        tokio::pin!(wait);
+        loop {
+            let is_enrolled = self.publish.borrow().is_some();
+            // Cancel safe: a join that was received is answered before the next round, and the others take nothing.
+            tokio::select! {
+                () = &mut wait => return,
+                Ok(()) = enrolment.changed() => return,
                 Some(join) = self.joins.recv() => {
                     backoff.reset();
-                    tokio::select! {
-                        () = shutdown.cancelled() => return Ok(()),
-                        () = self.on_join(join) => {}
-                    }
+                    self.on_join(join).await;
+                    return;
                 }
+                () = self.rotation.due(), if is_enrolled => self.rotation.advance().await,
             }
         }
     }
@@ -266,6 +308,9 @@ impl Enroller {
 
     /// Returns the key to register with, making and storing one if there is none.
     fn key(&mut self) -> Result<PrivateKey, Attempt> {
+        if let Some(identity) = self.publish.borrow().as_ref() {
+            return Ok(identity.private_key.clone());
+        }
         if let Some(key) = &self.private_key {
             return Ok(key.clone());
         }
@@ -288,7 +333,10 @@ impl Enroller {
         let Registration { node_id, mesh_ip, signing_key, node_secret_key, peers, rejected_peers } =
             registration;
         let identity = Identity { node_id, mesh_ip, secret_key: node_secret_key, signing_key, private_key };
-        if let Err(error) = self.store.save_identity(&identity) {
+        // A rotation may have left another key on disk than the one in force.
+        let stored =
+            self.store.save_key(&identity.private_key).and_then(|()| self.store.save_identity(&identity));
+        if let Err(error) = stored {
             // The token and key can be sent again and are answered the same (contract, section 4).
             return Attempt::not_stored("registered, but the identity cannot be stored", &error);
         }

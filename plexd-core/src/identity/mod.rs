@@ -1,9 +1,11 @@
-//! Who the node is: the bootstrap token it starts from ([`token`]), the identity it is given ([`store`]), and how it
-//! gets from one to the other ([`enrol`]); and what it last told of itself ([`announced`]).
+//! Who the node is: the bootstrap token it starts from ([`token`]), the identity it is given ([`store`]), how it gets
+//! from one to the other ([`enrol`]), how its WireGuard key is replaced ([`rotation`]), and what it last told of itself
+//! ([`announced`]).
 
 mod announced;
 mod enrol;
 mod machine;
+mod rotation;
 mod store;
 mod token;
 
@@ -14,7 +16,7 @@ use crate::control::client::Credentials;
 use crate::types::{NodeId, NodeSecretKey, PrivateKey, SigningPublicKey};
 
 pub use announced::Announced;
-pub use enrol::{Enroller, JoinError, JoinRequests, Joined};
+pub use enrol::{Enroller, JoinError, JoinRequests, Joined, Start};
 pub use machine::Machine;
 pub use store::{IdentityStore, Loaded};
 pub use token::{Token, TokenError, TokenLookup, find as find_token};

@@ -1,5 +1,6 @@
-//! The identity on disk: `wireguard.key`, written before the node registers, and `identity.json`, written before
-//! anything acts on the registration. A damaged file is set aside and told, never replaced in silence.
+//! The identity on disk: `wireguard.key`, written before the node registers, `identity.json`, written before anything
+//! acts on the registration, and during a rotation `wireguard.key.pending`, the key that is to come. A damaged file is
+//! set aside and told, never replaced in silence.
 
 use std::path::Path;
 
@@ -8,9 +9,10 @@ use zeroize::Zeroizing;
 
 use super::{Announced, Identity};
 use crate::storage::{self, DataDir, StorageError};
-use crate::types::{Clock, NodeSecretKey, PrivateKey, SigningPublicKey};
+use crate::types::{Clock, NodeSecretKey, PrivateKey, PublicKey, SigningPublicKey};
 
 const KEY_FILE: &str = "wireguard.key";
+const PENDING_KEY_FILE: &str = "wireguard.key.pending";
 const IDENTITY_FILE: &str = "identity.json";
 
 /// Keeps the identity.
@@ -26,6 +28,8 @@ pub struct Loaded {
     pub identity: Option<Identity>,
     /// The key to register with, if there is one already.
     pub private_key: Option<PrivateKey>,
+    /// A key that the control plane was asked to accept, or is to be, and has not confirmed.
+    pub pending_key: Option<PrivateKey>,
     /// What was wrong with the files, and what to do.
     pub problem: Option<String>,
 }
@@ -54,7 +58,7 @@ impl IdentityStore {
     pub fn load(&self, clock: &dyn Clock) -> Result<Loaded, StorageError> {
         let key_path = self.directory.file(KEY_FILE);
         let identity_path = self.directory.file(IDENTITY_FILE);
-        let mut loaded = Loaded::default();
+        let mut loaded = Loaded { pending_key: self.load_pending_key(clock)?, ..Loaded::default() };
         if let Some(text) = storage::read(&key_path)? {
             loaded.private_key = parse_key(&text);
             if loaded.private_key.is_none() {
@@ -79,11 +83,53 @@ impl IdentityStore {
         Ok(loaded)
     }
 
+    /// Makes a pending key that is the one the control plane `confirmed` last the node's: a crash came between the two.
+    pub fn complete_rotation(
+        &self,
+        loaded: &mut Loaded,
+        confirmed: Option<PublicKey>,
+    ) -> Result<(), StorageError> {
+        if let Some(key) = loaded.pending_key.take_if(|key| confirmed == Some(key.public())) {
+            self.promote_pending_key()?;
+            tracing::info!(public_key = %key.public(), "key rotation completed after a restart");
+            if let Some(identity) = &mut loaded.identity {
+                identity.private_key = key.clone();
+            }
+            loaded.private_key = Some(key);
+        }
+        Ok(())
+    }
+
+    /// Reads the pending key. One that is damaged is set aside: the control plane is asked to accept another.
+    fn load_pending_key(&self, clock: &dyn Clock) -> Result<Option<PrivateKey>, StorageError> {
+        let path = self.directory.file(PENDING_KEY_FILE);
+        let Some(text) = storage::read(&path)? else { return Ok(None) };
+        let key = parse_key(&text);
+        if key.is_none() {
+            let aside = storage::set_aside(&path, clock.now())?;
+            tracing::warn!(aside = %aside.display(), "the pending key was damaged");
+        }
+        Ok(key)
+    }
+
+    /// Writes a pending key durably, before the control plane is asked to accept it.
+    pub fn save_pending_key(&self, key: &PrivateKey) -> Result<(), StorageError> {
+        write_key(&self.directory.file(PENDING_KEY_FILE), key)
+    }
+
+    /// Makes the pending key the key, durably and at once.
+    pub fn promote_pending_key(&self) -> Result<(), StorageError> {
+        storage::rename_over(&self.directory.file(PENDING_KEY_FILE), &self.directory.file(KEY_FILE))
+    }
+
+    /// Removes the pending key, if there is one.
+    pub fn remove_pending_key(&self) -> Result<(), StorageError> {
+        storage::remove(&self.directory.file(PENDING_KEY_FILE))
+    }
+
     /// Writes a key durably, before it is used to register.
     pub fn save_key(&self, key: &PrivateKey) -> Result<(), StorageError> {
-        let mut text = key.to_base64();
-        text.push('\n');
-        storage::replace(&self.directory.file(KEY_FILE), text.as_bytes())
+        write_key(&self.directory.file(KEY_FILE), key)
     }
 
     /// Writes the identity durably, before anything acts on it.
@@ -100,6 +146,12 @@ impl IdentityStore {
             .map_err(|error| StorageError::new("write", &path, error.into()))?;
         storage::replace(&path, &text)
     }
+}
+
+fn write_key(path: &Path, key: &PrivateKey) -> Result<(), StorageError> {
+    let mut text = key.to_base64();
+    text.push('\n');
+    storage::replace(path, text.as_bytes())
 }
 
 /// Sets a damaged file aside and says so.
@@ -175,6 +227,39 @@ mod tests {
         assert_eq!(loaded.node_id.as_str(), "n_1");
         assert_eq!(loaded.private_key.public(), key.public());
         assert_eq!(loaded.secret_key.as_str(), "FfxsQVb4qzEtMrwtB9h1FuRCqcLEShg6onJZXHGwlGo=");
+    }
+
+    #[test]
+    fn a_pending_key_becomes_the_key_only_once_it_is_confirmed() {
+        let load = |store: &IdentityStore, confirmed| {
+            let mut loaded = store.load(&SystemClock).unwrap();
+            store.complete_rotation(&mut loaded, confirmed).unwrap();
+            loaded
+        };
+        let (folder, store) = store();
+        let [old, new, other] = [(); 3].map(|()| PrivateKey::generate().unwrap());
+        store.save_key(&old).unwrap();
+        store.save_identity(&identity(old.clone())).unwrap();
+        store.save_pending_key(&new).unwrap();
+        for confirmed in [None, Some(old.public()), Some(other.public())] {
+            let loaded = load(&store, confirmed);
+            assert_eq!(loaded.identity.unwrap().private_key.public(), old.public());
+            assert_eq!(loaded.pending_key.unwrap().public(), new.public());
+        }
+        for _ in 0..2 {
+            let loaded = load(&store, Some(new.public()));
+            assert_eq!(loaded.identity.unwrap().private_key.public(), new.public());
+            assert!(loaded.pending_key.is_none());
+        }
+        store.save_pending_key(&other).unwrap();
+        std::fs::write(folder.path().join(PENDING_KEY_FILE), "half a k").unwrap();
+        let loaded = load(&store, Some(new.public()));
+        assert_eq!(loaded.identity.unwrap().private_key.public(), new.public());
+        assert!(loaded.pending_key.is_none() && loaded.problem.is_none());
+        store.save_pending_key(&other).unwrap();
+        store.remove_pending_key().unwrap();
+        store.remove_pending_key().unwrap();
+        assert!(store.load(&SystemClock).unwrap().pending_key.is_none());
     }
 
     #[test]

@@ -145,6 +145,12 @@ pub trait WireGuard: Send + Sync {
     async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError>;
     /// Applies changes of peers, in order, in as few messages as possible.
     async fn apply(&self, changes: &[PeerChange]) -> Result<(), KernelError>;
+    /// Gives a device that has a key another one, and applies the changes of peers that belong to it, with as little time
+    /// between the two as the backend allows. Every session ends with the old key; new ones are initiated at once.
+    async fn rekey(&self, config: &DeviceConfig, changes: &[PeerChange]) -> Result<(), KernelError> {
+        self.configure(config).await?;
+        self.apply(changes).await
+    }
     /// Removes the interface; one that is not there is no error.
     async fn remove(&self) -> Result<(), KernelError>;
 }

@@ -56,7 +56,10 @@ impl Kernel {
                     if plan.exposed && step == Step::ReplacePolicy {
                         self.take_down(interface, &mut outcome).await;
                     }
-                    may_add &= !matches!(step, Step::ReplacePolicy | Step::CreateInterface | Step::Configure);
+                    may_add &= !matches!(
+                        step,
+                        Step::ReplacePolicy | Step::CreateInterface | Step::Configure | Step::Rekey(_)
+                    );
                 }
             }
         }
@@ -90,6 +93,7 @@ impl Kernel {
             Step::RemovePolicy => self.firewall.remove().await,
             Step::CreateInterface => self.wireguard.ensure().await.map(|_| ()),
             Step::Configure => self.wireguard.configure(&wanted.device).await,
+            Step::Rekey(changes) => self.wireguard.rekey(&wanted.device, changes).await,
             Step::Peers(changes) => self.wireguard.apply(changes).await,
             Step::AddAddress(address) => self.network.add_address(interface, *address).await,
             Step::RemoveAddress(address) => self.network.remove_address(interface, *address).await,
@@ -107,7 +111,7 @@ impl Kernel {
 /// keep its tunnel because of it.
 fn taking_away(step: Step) -> Option<Step> {
     match step {
-        Step::Peers(changes) => {
+        Step::Rekey(changes) | Step::Peers(changes) => {
             let removals: Vec<PeerChange> =
                 changes.into_iter().filter(|change| matches!(change, PeerChange::Remove(_))).collect();
             (!removals.is_empty()).then_some(Step::Peers(removals))

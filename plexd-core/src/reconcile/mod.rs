@@ -216,10 +216,12 @@ impl Reconciler {
         self.tell_drift(cause, outcome.corrections);
     }
 
+    /// Takes up who the node is and what the control plane wants, the two of one moment: a rotation of the node's key
+    /// changes the peers while nobody can look at the identity (see [`crate::state::PublishIdentity`]).
     fn take_up_news(&mut self) {
-        let identity = self.wiring.identity.borrow_and_update().clone();
+        let identity = self.wiring.identity.borrow_and_update();
         let desired = Arc::clone(&self.wiring.desired.borrow_and_update());
-        self.goal = identity.map(|identity| Goal { identity, desired });
+        self.goal = identity.clone().map(|identity| Goal { identity, desired });
     }
 
     /// Returns what is wanted, with the newest policies that can be compiled: those of the state, else the last that could,

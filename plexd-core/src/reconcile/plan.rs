@@ -1,7 +1,7 @@
 //! The plan: what is wanted against what was observed gives the steps that make one the other, and nothing where they
 //! agree. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -50,6 +50,8 @@ pub enum Step {
     CreateInterface,
     /// Set key and port.
     Configure,
+    /// Give a device that has a key another one, with the peers that belong to it, in one step.
+    Rekey(Vec<PeerChange>),
     /// Change peers.
     Peers(Vec<PeerChange>),
     /// Add an address.
@@ -96,7 +98,12 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, n
         Reading::Unreadable => return plan,
     };
     plan.device(wanted, device);
-    plan.peers(wanted, device, (last, now));
+    let peers = peers(wanted, device, last, now);
+    if has_another_key(wanted, device) {
+        plan.rekey(peers);
+    } else if !peers.changes.is_empty() {
+        plan.add(Step::Peers(peers.changes), peers.corrections);
+    }
     match &observed.link {
         Reading::There(link) => plan.link(wanted, link),
         Reading::Absent => plan.link(wanted, &ObservedLink::default()),
@@ -139,51 +146,21 @@ impl Plan {
             self.add(Step::Configure, Vec::new());
             return;
         };
-        let key_matches = device.public_key == Some(wanted.device.private_key.public());
-        if !key_matches || device.listen_port != wanted.device.listen_port {
-            let what = if key_matches { "listen port" } else { "private key" };
-            self.add_one(
-                Step::Configure,
-                Kind::InterfaceRestored,
-                format!("the interface had another {what}"),
-            );
+        if has_another_key(wanted, observed) {
+            return;
+        }
+        if device.public_key.is_none() || device.listen_port != wanted.device.listen_port {
+            let what = if device.public_key.is_none() { "no private key" } else { "another listen port" };
+            self.add_one(Step::Configure, Kind::InterfaceRestored, format!("the interface had {what}"));
         }
     }
 
-    fn peers(
-        &mut self,
-        wanted: &Wanted,
-        observed: Option<&ObservedDevice>,
-        (last, now): (&LastEndpoints, SystemTime),
-    ) {
-        let none = BTreeMap::new();
-        let there = observed.map_or(&none, |device| &device.peers);
-        let mut changes = Vec::new();
-        let mut corrections = Vec::new();
-        let mut change = |change, kind, detail: String| {
-            changes.push(change);
-            corrections.push(Correction::new(kind, detail));
-        };
-        for key in there.keys().filter(|key| !wanted.peers.contains_key(*key)) {
-            let detail = format!("{key} was in WireGuard and should not be");
-            change(PeerChange::Remove(*key), Kind::PeerRemoved, detail);
-        }
-        for (key, peer) in &wanted.peers {
-            let Some(actual) = there.get(key) else {
-                let detail = format!("{} was missing from WireGuard config", peer.id);
-                change(PeerChange::Set(peer.config.clone()), Kind::PeerAdded, detail);
-                continue;
-            };
-            let endpoint = endpoint_to_set(peer, actual, last, now);
-            if let Some(difference) = difference(peer, actual, endpoint) {
-                let config = PeerConfig { endpoint, ..peer.config.clone() };
-                let detail = format!("{} had another {difference}", peer.id);
-                change(PeerChange::Set(config), Kind::PeerUpdated, detail);
-            }
-        }
-        if !changes.is_empty() {
-            self.add(Step::Peers(changes), corrections);
-        }
+    /// One step for key and peers, so that nothing comes between them.
+    fn rekey(&mut self, peers: Peers) {
+        let mut corrections =
+            vec![Correction::new(Kind::InterfaceRestored, "the interface had another private key")];
+        corrections.extend(peers.corrections);
+        self.add(Step::Rekey(peers.changes), corrections);
     }
 
     fn link(&mut self, wanted: &Wanted, link: &ObservedLink) {
@@ -226,6 +203,85 @@ fn is_exposed(wanted: &Wanted, observed: &Observed) -> bool {
         Reading::Unreadable => false,
     };
     wanted.table.is_some() && unfiltered && matches!(observed.device, Reading::There(_)) && !down
+}
+
+/// Changes of peers and what they correct.
+#[derive(Debug, Default)]
+struct Peers {
+    changes: Vec<PeerChange>,
+    corrections: Vec<Correction>,
+}
+
+impl Peers {
+    fn add(&mut self, change: PeerChange, kind: Kind, detail: String) {
+        self.changes.push(change);
+        self.corrections.push(Correction::new(kind, detail));
+    }
+
+    fn remove(&mut self, key: PublicKey) {
+        let detail = format!("{key} was in WireGuard and should not be");
+        self.add(PeerChange::Remove(key), Kind::PeerRemoved, detail);
+    }
+}
+
+/// Returns whether there is a device that has a key, and not the wanted one.
+fn has_another_key(wanted: &Wanted, observed: Option<&ObservedDevice>) -> bool {
+    let there = observed.and_then(|device| device.public_key);
+    there.is_some_and(|key| key != wanted.device.private_key.public())
+}
+
+fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, last: &LastEndpoints, now: SystemTime) -> Peers {
+    let none = BTreeMap::new();
+    let there = observed.map_or(&none, |device| &device.peers);
+    let mut gone: BTreeMap<&PublicKey, &ObservedPeer> =
+        there.iter().filter(|(key, _)| !wanted.peers.contains_key(key)).collect();
+    let keys_by_ips: BTreeMap<&BTreeSet<IpNet>, PublicKey> = gone
+        .iter()
+        .filter(|(_, peer)| !peer.allowed_ips.is_empty())
+        .map(|(key, peer)| (&peer.allowed_ips, **key))
+        .collect();
+
+    let mut replaced = Peers::default();
+    let mut changed = Peers::default();
+    for (key, peer) in &wanted.peers {
+        let Some(actual) = there.get(key) else {
+            let mut config = peer.config.clone();
+            // Whose allowed IPs are those of a peer that goes is that peer with another key: the new one takes the old
+            // one's place, change by change, and is where the old one was heard.
+            let predecessor =
+                keys_by_ips.get(&config.allowed_ips).and_then(|key| Some((key, gone.remove(key)?)));
+            let into = match predecessor {
+                Some((old, there)) => {
+                    if is_fresh(there, now)
+                        && last.get(old).copied().is_none_or(|at| Some(at) == config.endpoint)
+                    {
+                        config.endpoint = there.endpoint.or(config.endpoint);
+                    }
+                    replaced.remove(*old);
+                    &mut replaced
+                }
+                None => &mut changed,
+            };
+            let detail = format!("{} was missing from WireGuard config", peer.id);
+            into.add(PeerChange::Set(config), Kind::PeerAdded, detail);
+            continue;
+        };
+        let endpoint = endpoint_to_set(peer, actual, last, now);
+        if let Some(difference) = difference(peer, actual, endpoint) {
+            let config = PeerConfig { endpoint, ..peer.config.clone() };
+            let detail = format!("{} had another {difference}", peer.id);
+            changed.add(PeerChange::Set(config), Kind::PeerUpdated, detail);
+        }
+    }
+    let mut all = Peers::default();
+    for key in gone.keys() {
+        all.remove(**key);
+    }
+    for peers in [replaced, changed] {
+        all.changes.extend(peers.changes);
+        all.corrections.extend(peers.corrections);
+    }
+    all
 }
 
 /// Returns the endpoint to set, if one is to be set: the control plane changed it, or the peer cannot be heard and it is

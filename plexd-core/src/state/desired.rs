@@ -9,11 +9,11 @@ use imbl::OrdMap;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
-use super::model::{DataEntry, FullState, Peer, Rejected, SecretRef, SigningKeys};
+use super::model::{DataEntry, FullState, OwnKey, Peer, Rejected, SecretRef, SigningKeys};
 use crate::control::events::{Event, PeerKeyRotation, StateDelta};
 use crate::policy::PolicySet;
 use crate::reconcile::drift::{Correction, Kind};
-use crate::types::NodeId;
+use crate::types::{NodeId, PublicKey};
 
 /// What the control plane wants. Cheap to clone; entries that did not change are shared with the snapshot before.
 #[derive(Clone, Default)]
@@ -28,6 +28,8 @@ pub struct Desired {
     pub policies_rejected: Option<Arc<str>>,
     /// Keys that events may be signed with; `None` until the first state.
     pub signing_keys: Option<SigningKeys>,
+    /// Where this node's own key stands.
+    pub own_key: OwnKey,
     /// Metadata by key.
     pub metadata: Arc<BTreeMap<String, String>>,
     /// Data entries in the control plane's order.
@@ -250,7 +252,8 @@ impl Desired {
                 desired.secret_refs.merge(references, |reference| &reference.key);
                 pull = true;
             }
-            Event::RotateKeys => unsupported = Some("rotate_keys".to_owned()),
+            // One that is under way already answers this request, too.
+            Event::RotateKeys => desired.own_key.rotation_wanted = true,
             Event::Unsupported(kind) => unsupported = Some(kind.to_string()),
             Event::Unknown(name) => unsupported = Some(name),
         }
@@ -312,6 +315,18 @@ impl Desired {
         (next, corrections)
     }
 
+    /// Returns the snapshot that follows the control plane's confirmation of this node's key: peers with their new
+    /// preshared keys, all others as they are.
+    #[must_use]
+    pub fn rotated_to(&self, key: PublicKey, peers: Vec<Peer>) -> Self {
+        let mut next = self.clone();
+        for peer in peers {
+            next.set_peer(peer);
+        }
+        next.own_key = OwnKey { rotation_wanted: false, confirmed: Some(key) };
+        next
+    }
+
     /// Returns whether nothing differs from `old`, of which this is a successor; costs by the number of differences.
     pub(super) fn is_same_as(&self, old: &Self) -> bool {
         let Self {
@@ -320,6 +335,7 @@ impl Desired {
             policies,
             policies_rejected,
             signing_keys,
+            own_key,
             metadata,
             data,
             secret_refs,
@@ -330,6 +346,7 @@ impl Desired {
             && *policies == old.policies
             && *policies_rejected == old.policies_rejected
             && *signing_keys == old.signing_keys
+            && *own_key == old.own_key
             && *metadata == old.metadata
             && *data == old.data
             && *secret_refs == old.secret_refs
@@ -381,7 +398,6 @@ impl Desired {
         }
     }
 
-    /// Takes a valid set over; an invalid one leaves the old set in force.
     /// Takes a policy set over; an invalid one leaves the old one and is a correction, once.
     fn set_policies(&mut self, policies: Result<PolicySet, String>) -> Option<Correction> {
         match policies {

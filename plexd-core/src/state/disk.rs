@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
-use super::model::{DataEntry, Peer, SecretRef, SigningKeys};
+use super::model::{DataEntry, OwnKey, Peer, SecretRef, SigningKeys};
 use crate::policy::{Action, Policy, PolicySet, Rule, Selector, Service};
 use crate::types::{PresharedKey, PublicKey, SigningPublicKey};
 
@@ -142,6 +142,27 @@ impl OnDisk for SigningKeys {
             },
             transition_expires: keys.transition_expires.map(|time| time.parse()).transpose().ok()?,
         })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct OwnKeyOnDisk {
+    rotation_wanted: bool,
+    confirmed: Option<String>,
+}
+
+impl OnDisk for OwnKey {
+    fn to_disk(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
+        render(&OwnKeyOnDisk {
+            rotation_wanted: self.rotation_wanted,
+            confirmed: self.confirmed.map(|key| key.to_string()),
+        })
+    }
+
+    fn from_disk(text: &[u8]) -> Option<Self> {
+        let OwnKeyOnDisk { rotation_wanted, confirmed } = parse(text)?;
+        let confirmed = confirmed.map(|key| PublicKey::from_base64(&key)).transpose().ok()?;
+        Some(Self { rotation_wanted, confirmed })
     }
 }
 

@@ -1,6 +1,8 @@
 //! The one owner of the desired state: verifies events, takes pulls over, makes each change durable and publishes it.
 //! Talks to nobody; the loops in [`crate::control`] bring it what they received.
 
+mod own_key;
+
 use std::io;
 use std::sync::Arc;
 
@@ -17,7 +19,9 @@ use crate::control::events;
 use crate::reconcile::drift::Correction;
 use crate::status::{Board, Subsystem};
 use crate::supervisor::Shutdown;
-use crate::types::{Clock, SigningPublicKey};
+use crate::types::{Clock, PublicKey, SigningPublicKey};
+
+pub use own_key::{Durability, PublishIdentity};
 
 /// Requests that may wait.
 const QUEUE: usize = 64;
@@ -81,6 +85,14 @@ enum Request {
         rejected: Vec<Rejected>,
         reply: oneshot::Sender<()>,
     },
+    WantRotation(oneshot::Sender<()>),
+    Rotated {
+        key: PublicKey,
+        peers: Vec<Peer>,
+        publish: PublishIdentity,
+        reply: oneshot::Sender<Durability>,
+    },
+    RotationRefused(oneshot::Sender<()>),
     Stop,
 }
 
@@ -238,6 +250,17 @@ impl Keeper {
                     self.on_enrolled(signing_key, peers, rejected);
                     let _ = reply.send(());
                 }
+                Request::WantRotation(reply) => {
+                    self.set_rotation_wanted(true);
+                    let _ = reply.send(());
+                }
+                Request::Rotated { key, peers, publish, reply } => {
+                    let _ = reply.send(self.on_rotated(key, peers, publish));
+                }
+                Request::RotationRefused(reply) => {
+                    self.set_rotation_wanted(false);
+                    let _ = reply.send(());
+                }
                 Request::Stop => return,
             }
         }
@@ -340,20 +363,27 @@ impl Keeper {
         self.publish(next, Some(mark));
     }
 
+    /// Makes the state durable, if that is possible.
+    fn store(&mut self, next: &Arc<Desired>, mark: Option<&EventMark>) -> Durability {
+        match self.store.commit(&self.stored, next, mark) {
+            Ok(()) => {
+                self.stored = Arc::clone(next);
+                self.board.clear(Subsystem::Storage, "state_write");
+                Durability::Durable
+            }
+            Err(error) => {
+                let message =
+                    format!("the state cannot be stored: {error}; free space in the data directory");
+                self.board.raise(Subsystem::Storage, "state_write", message);
+                Durability::InMemory
+            }
+        }
+    }
+
     /// Makes the state durable, then visible. If it cannot be stored it is enforced all the same: what the node must do
     /// now matters more than what it will remember.
     fn publish(&mut self, next: Arc<Desired>, mark: Option<EventMark>) {
-        match self.store.commit(&self.stored, &next, mark.as_ref()) {
-            Ok(()) => {
-                self.stored = Arc::clone(&next);
-                self.board.clear(Subsystem::Storage, "state_write");
-            }
-            Err(error) => self.board.raise(
-                Subsystem::Storage,
-                "state_write",
-                format!("the state cannot be stored: {error}; free space in the data directory"),
-            ),
-        }
+        self.store(&next, mark.as_ref());
         if let Some(id) = mark.and_then(|mark| mark.event_id) {
             let id = Some(id).filter(|id| !id.is_empty());
             self.board.control(|control| control.last_event_id.clone_from(&id));

@@ -12,7 +12,7 @@ pub(crate) mod samples;
 mod store;
 
 pub use desired::{Applied, Desired, EntryChange, Ordered, Placed};
-pub use keeper::{EventOutcome, PullOutcome, PullTicket, State, StateKeeper};
+pub use keeper::{Durability, EventOutcome, PublishIdentity, PullOutcome, PullTicket, State, StateKeeper};
 pub use model::*;
 pub use nonces::Nonces;
 pub use store::{EventMark, StateStore, Stored};

@@ -38,6 +38,16 @@ pub struct PeerEndpoint {
     pub endpoint: Option<Endpoint>,
 }
 
+/// Where this node's own key stands (contract, section 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OwnKey {
+    /// Whether the control plane asked for a new key and has confirmed none since.
+    pub rotation_wanted: bool,
+    /// Public key that the control plane confirmed last, if it ever did: the peers belong to it. Stored in one
+    /// transaction with them, so that a start after a crash can tell whether a pending key is the one in force.
+    pub confirmed: Option<PublicKey>,
+}
+
 /// A data entry of the control plane.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataEntry {

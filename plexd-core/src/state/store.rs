@@ -29,6 +29,7 @@ const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 const POLICIES: &str = "policies";
 const POLICIES_REJECTED: &str = "policies_rejected";
 const SIGNING_KEYS: &str = "signing_keys";
+const OWN_KEY: &str = "own_key";
 const LAST_EVENT: &str = "last_event_id";
 
 /// The state on disk.
@@ -160,6 +161,12 @@ fn load(database: &Database) -> io::Result<Stored> {
             damaged.push("signing keys".to_owned());
         }
     }
+    if let Some(text) = value(OWN_KEY)? {
+        match super::model::OwnKey::from_disk(text.value()) {
+            Some(own_key) => desired.own_key = own_key,
+            None => damaged.push("state of the key rotation".to_owned()),
+        }
+    }
     let last_event_id = value(LAST_EVENT)?
         .map(|text| String::from_utf8_lossy(text.value()).into_owned())
         .filter(|id| !id.is_empty());
@@ -243,6 +250,10 @@ fn write_changes(transaction: &WriteTransaction, old: &Desired, new: &Desired) -
     {
         let text = keys.to_disk().map_err(io::Error::other)?;
         values.insert(SIGNING_KEYS, text.as_slice()).map_err(storage::database_error)?;
+    }
+    if old.own_key != new.own_key {
+        let text = new.own_key.to_disk().map_err(io::Error::other)?;
+        values.insert(OWN_KEY, text.as_slice()).map_err(storage::database_error)?;
     }
     Ok(())
 }

@@ -6,7 +6,9 @@ use std::time::Duration;
 use plexd_core::control::client::Credentials;
 use plexd_core::control::session::capabilities::Announcer;
 use plexd_core::control::wire::CapabilitiesPayload;
-use plexd_core::identity::{Announced, Enroller, Identity, IdentityStore, Machine, Token, TokenLookup};
+use plexd_core::identity::{
+    Announced, Enroller, Identity, IdentityStore, Machine, Start, Token, TokenLookup,
+};
 use plexd_core::state::State;
 use plexd_core::status::Board;
 use plexd_core::storage::DataDir;
@@ -109,8 +111,9 @@ async fn what_a_registration_told_is_not_told_again() {
     let loaded = store.load(&SystemClock).unwrap();
     let token = TokenLookup::Found(Token::parse(&devcp.token().await).unwrap());
     let machine = Machine::new(Some("one")).unwrap();
+    let start = Start { store, loaded, token, machine: machine.clone() };
     let (enroller, mut current, _joins) =
-        Enroller::new(store, loaded, token, devcp.client.clone(), machine.clone(), state, board);
+        Enroller::new(start, devcp.client.clone(), state, board, Arc::default());
     let shutdown = Shutdown::new();
     let tasks = [tokio::spawn(keeper.run(shutdown.clone())), tokio::spawn(enroller.run(shutdown.clone()))];
     let identity = current.wait_for(Option::is_some).await.unwrap().clone().unwrap();

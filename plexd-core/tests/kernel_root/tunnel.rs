@@ -199,6 +199,62 @@ fn root_a_new_private_key_keeps_the_peers() {
     assert_eq!(first.observe().unwrap().public_key, Some(first.key.public()));
 }
 
+/// Whichever of the two is first: the other one initiates, and nobody waits the 5 s until a lost initiation is repeated.
+#[test]
+fn root_a_node_with_a_new_key_and_its_peer_speak_again_at_once() {
+    let (mut first, second) = pair();
+    first.reaches(&second);
+    for round in 1..=8_u8 {
+        let old = first.key.public();
+        first.key = PrivateKey::generate().unwrap();
+        let shared = |peer| PeerConfig {
+            preshared_key: Some(PresharedKey::from_bytes([round; 32])),
+            persistent_keepalive: std::num::NonZeroU16::new(25),
+            ..peer
+        };
+        let config = DeviceConfig { private_key: first.key.clone(), listen_port: PORT };
+        let change = PeerChange::Set(shared(first.peer(&second)));
+        let wireguard = Arc::clone(&first.wireguard);
+        let rekey = || {
+            first.namespace.run(move || async move { wireguard.rekey(&config, &[change]).await.unwrap() });
+        };
+        let follow = || {
+            second.apply(vec![PeerChange::Remove(old), PeerChange::Set(shared(second.peer(&first)))]);
+        };
+        let start = std::time::Instant::now();
+        if round % 2 == 0 {
+            rekey();
+            follow();
+        } else {
+            follow();
+            rekey();
+        }
+        let key = first.key.public();
+        second.eventually("handshake", |second| second.observe_peer(key).last_handshake.is_some());
+        first.reaches(&second);
+        second.reaches(&first);
+        assert!(start.elapsed() < std::time::Duration::from_secs(4), "round {round}: {:?}", start.elapsed());
+        assert_eq!(first.observe().unwrap().public_key, Some(key));
+        assert_eq!(second.observe().unwrap().peers.len(), 1);
+    }
+}
+
+#[test]
+fn root_a_new_key_without_peers_listens_and_takes_peers() {
+    let (mut first, second) = pair();
+    first.reaches(&second);
+    first.apply(vec![PeerChange::Remove(second.key.public())]);
+    let old = first.key.public();
+    first.key = PrivateKey::generate().unwrap();
+    let config = DeviceConfig { private_key: first.key.clone(), listen_port: PORT };
+    let wireguard = Arc::clone(&first.wireguard);
+    first.namespace.run(|| async move { wireguard.rekey(&config, &[]).await.unwrap() });
+    assert_eq!(first.observe().unwrap().listen_port, PORT);
+    first.apply(vec![PeerChange::Set(first.peer(&second))]);
+    second.apply(vec![PeerChange::Remove(old), PeerChange::Set(second.peer(&first))]);
+    second.reaches(&first);
+}
+
 #[test]
 fn root_the_listen_port_can_change_and_one_in_use_is_explained() {
     let node = Node::new(1);

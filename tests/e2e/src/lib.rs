@@ -9,6 +9,7 @@
 mod binaries;
 mod control_plane;
 mod daemon;
+mod flow;
 pub mod guide;
 mod host;
 mod http;
@@ -22,6 +23,7 @@ mod wait;
 
 pub use control_plane::ControlPlane;
 pub use daemon::Daemon;
+pub use flow::{Flow, Loss};
 pub use host::{As, Host};
 pub use http::HttpAnswer;
 pub use lab::Lab;

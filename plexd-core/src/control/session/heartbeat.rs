@@ -1,4 +1,4 @@
-//! Heartbeats: at start and every `heartbeat.interval`; the answer may ask for a reconciliation.
+//! Heartbeats: at start and every `heartbeat.interval`; the answer may ask for a reconciliation or for a new key.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use crate::control::backoff::{self, Backoff};
 use crate::control::wire::{HeartbeatRequest, HeartbeatResponse, MeshInfo};
 use crate::identity::{Identity, Machine};
 use crate::reconcile::Mesh;
+use crate::state::State;
 use crate::supervisor::Shutdown;
 use crate::types::Clock;
 
@@ -20,6 +21,8 @@ pub struct Heart {
     pub session: Session,
     /// Tells how the mesh is, and takes requests to reconcile.
     pub mesh: Mesh,
+    /// Takes requests to rotate the key.
+    pub state: State,
     /// What the node tells of its binary.
     pub machine: Machine,
     /// The time to state.
@@ -46,7 +49,7 @@ impl Heart {
                 Ok(answer) => {
                     backoff.reset();
                     self.session.answered();
-                    self.obey(answer);
+                    self.obey(answer).await;
                     backoff::jittered(self.interval, backoff::random())
                 }
                 Err(error) => self.session.failed(&error, &mut backoff),
@@ -58,14 +61,14 @@ impl Heart {
         Ok(())
     }
 
-    fn obey(&self, answer: HeartbeatResponse) {
+    async fn obey(&self, answer: HeartbeatResponse) {
         if answer.reconcile {
             self.session.pulls.notify_one();
             self.mesh.reconcile();
         }
         if answer.rotate_keys {
-            tracing::warn!("the control plane asks for a key rotation, which this version cannot do");
-            self.session.board.control(|control| control.count_unsupported("rotate_keys"));
+            // Fails only when the process stops.
+            let _ = self.state.want_rotation().await;
         }
     }
 

@@ -55,6 +55,21 @@ impl Session {
         }
     }
 
+    /// Waits until the node is another one than `identity` towards the control plane. One that only has another
+    /// WireGuard key is the same.
+    pub async fn replaced(&self, identity: &Identity) {
+        let is_other = |next: &Option<Arc<Identity>>| {
+            let same = |next: &Arc<Identity>| {
+                next.node_id == identity.node_id && next.secret_key.as_str() == identity.secret_key.as_str()
+            };
+            !next.as_ref().is_some_and(same)
+        };
+        if self.identity.clone().wait_for(is_other).await.is_err() {
+            // The process is stopping.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Notes that the control plane answered.
     pub fn answered(&self) {
         self.board.control(|control| {

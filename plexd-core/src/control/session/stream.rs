@@ -42,12 +42,11 @@ impl StreamReader {
             self.set(Stream::Connecting);
             let mut connected = None;
             let last = self.state.last_event_id();
-            let mut successor = self.session.identity.clone();
             // Cancel safe: an event that was not handled completely is replayed after the last one that was.
             let ended = tokio::select! {
                 () = shutdown.cancelled() => break,
                 // The stream of an identity that is no more says nothing to the next one.
-                _ = successor.changed() => Ok(()),
+                () = self.session.replaced(&identity) => Ok(()),
                 ended = async {
                     let stream = self.session.client.events(&identity.credentials(), last.as_deref()).await?;
                     self.session.answered();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
@@ -73,6 +74,7 @@ impl Rig {
         let heart = Heart {
             session: session.clone(),
             mesh,
+            state: state.clone(),
             machine: Machine::new(Some("web-01")).unwrap(),
             clock: clock.clone(),
             interface: ("plexd0".to_owned(), 51820),
@@ -175,10 +177,7 @@ async fn a_heartbeat_says_everything_and_its_answer_is_obeyed() {
     })
     .await;
     rig.plane.manage(Method::PUT, &path, json!({"reconcile": true, "rotate_keys": true})).await;
-    until("obeyed", async || {
-        rig.board.control_status().unsupported.contains_key("rotate_keys").then_some(())
-    })
-    .await;
+    until("obeyed", async || rig.state.desired().borrow().own_key.rotation_wanted.then_some(())).await;
     rig.stopped().await;
 }
 
@@ -298,4 +297,17 @@ async fn a_pause_ends_in_time_with_a_new_identity_or_with_the_process() {
     shutdown.cancel();
     assert!(!session.pause(Duration::from_mins(1), &shutdown).await);
     assert!(session.identity(&shutdown).await.is_none());
+}
+
+#[tokio::test]
+async fn another_wireguard_key_is_no_other_node() {
+    let identity = Arc::new(crate::reconcile::tests::identity());
+    let (session, sender) = session(Some(Arc::clone(&identity)));
+    let is_replaced = || session.replaced(&identity).now_or_never().is_some();
+    let private_key = crate::types::PrivateKey::generate().unwrap();
+    sender.send_replace(Some(Arc::new(Identity { private_key, ..Identity::clone(&identity) })));
+    assert!(!is_replaced());
+    let node_id = "n_other".parse().unwrap();
+    sender.send_replace(Some(Arc::new(Identity { node_id, ..Identity::clone(&identity) })));
+    assert!(is_replaced());
 }

@@ -28,8 +28,9 @@ fn start(folder: tempfile::TempDir, client: Client, token: TokenLookup) -> Rig {
     let store = IdentityStore::new(directory);
     let loaded = store.load(&*clock).unwrap();
     let machine = Machine::new(Some("web-01")).unwrap();
+    let start = Start { store, loaded, token, machine };
     let (enroller, identity, join) =
-        Enroller::new(store, loaded, token, client, machine, state.clone(), board.clone());
+        Enroller::new(start, client, state.clone(), board.clone(), Arc::default());
     let shutdown = Shutdown::new();
     let tasks =
         vec![tokio::spawn(keeper.run(shutdown.clone())), tokio::spawn(enroller.run(shutdown.clone()))];

@@ -168,6 +168,19 @@ impl WireGuard for KernelWireGuard {
         self.update(update).await.map_err(self.failed("change the peers of"))
     }
 
+    /// Key and peers go in one update, which is one message unless there are very many peers.
+    async fn rekey(&self, config: &DeviceConfig, changes: &[PeerChange]) -> Result<(), KernelError> {
+        let (config, changes) = (config.clone(), changes.to_vec());
+        let update = move || {
+            let peers: Vec<PeerConfigBuilder> = changes.iter().flat_map(rekeyed_peer_updates).collect();
+            DeviceUpdate::new()
+                .set_private_key(Key(*config.private_key.as_bytes()))
+                .set_listen_port(config.listen_port)
+                .add_peers(&peers)
+        };
+        self.update(update).await.map_err(self.failed("change the key of"))
+    }
+
     async fn remove(&self) -> Result<(), KernelError> {
         match self.index().await.map_err(self.failed("remove"))? {
             Some(index) => self.rtnl.delete(index).await.map_err(self.failed("remove")),
@@ -202,6 +215,19 @@ fn peer_updates(change: &PeerChange) -> Vec<PeerConfigBuilder> {
         PeerChange::Remove(key) => vec![PeerConfigBuilder::new(&Key(*key.as_bytes())).remove()],
         PeerChange::Set(config) => set_updates(config),
     }
+}
+
+/// As [`peer_updates`], with a handshake at once. Without traffic the kernel initiates one only when a keepalive is
+/// switched on (`set_peer` in drivers/net/wireguard/netlink.c), so it is switched off just before.
+fn rekeyed_peer_updates(change: &PeerChange) -> Vec<PeerConfigBuilder> {
+    let mut updates = peer_updates(change);
+    if let PeerChange::Set(config) = change
+        && config.persistent_keepalive.is_some()
+    {
+        let key = Key(*config.public_key.as_bytes());
+        updates.insert(0, PeerConfigBuilder::new(&key).unset_persistent_keepalive());
+    }
+    updates
 }
 
 fn set_updates(config: &PeerConfig) -> Vec<PeerConfigBuilder> {
@@ -318,6 +344,18 @@ mod tests {
         let last =
             PeerConfigBuilder::new(&key).add_allowed_ips(&updates[2].clone().into_peer_config().allowed_ips);
         assert!(updates[0] == first && updates[2] == last);
+    }
+
+    #[test]
+    fn with_a_new_key_the_keepalive_is_switched_off_and_on() {
+        let updates = rekeyed_peer_updates(&PeerChange::Set(config(200)));
+        let configs: Vec<_> = updates.into_iter().map(PeerConfigBuilder::into_peer_config).collect();
+        let keepalives: Vec<_> = configs.iter().map(|part| part.persistent_keepalive_interval).collect();
+        assert_eq!(keepalives, [Some(0), Some(25), None]);
+        assert!(configs[0].preshared_key.is_none() && configs[1].preshared_key.is_some());
+        let silent = PeerConfig { persistent_keepalive: None, ..config(1) };
+        assert_eq!(rekeyed_peer_updates(&PeerChange::Set(silent)).len(), 1);
+        assert_eq!(rekeyed_peer_updates(&PeerChange::Remove(PublicKey::from_bytes([1; 32]))).len(), 1);
     }
 
     #[test]

@@ -189,12 +189,12 @@ fn what_cannot_be_read_is_left_as_it_is() {
 }
 
 #[test]
-fn another_key_or_port_is_set_without_touching_peers() {
-    for change in [
-        (|observed: &mut Observed| observed.device().public_key = Some(key(77))) as fn(&mut Observed),
-        |observed| observed.device().public_key = None,
-        |observed| observed.device().listen_port = 51821,
-    ] {
+fn a_missing_key_or_another_port_is_set_without_touching_peers() {
+    for change in
+        [(|observed: &mut Observed| observed.device().public_key = None) as fn(&mut Observed), |observed| {
+            observed.device().listen_port = 51821;
+        }]
+    {
         let (wanted, mut observed) = settled();
         change(&mut observed);
         assert_eq!(steps(&wanted, &observed), [Step::Configure]);
@@ -308,6 +308,51 @@ fn no_correction_tells_a_secret() {
     }
 }
 
+#[test]
+fn another_private_key_and_its_peers_are_one_step() {
+    let (wanted, mut observed) = settled();
+    let device = observed.device();
+    device.public_key = Some(key(77));
+    device.listen_port = 1;
+    assert_eq!(steps(&wanted, &observed), [Step::Rekey(Vec::new())]);
+    observed.device().peers.get_mut(&key(2)).unwrap().preshared_key = None;
+    let config = PeerConfig { endpoint: None, ..wanted.peers[&key(2)].config.clone() };
+    assert_eq!(steps(&wanted, &observed), [Step::Rekey(vec![PeerChange::Set(config)])]);
+    assert_eq!(kinds(&wanted, &observed), ["interface_restored", "peer_updated"]);
+}
+
+#[test]
+fn a_peer_with_another_key_takes_the_place_of_the_old_one_where_that_was_heard() {
+    let roamed = at("198.51.100.7:4242");
+    let wished = at("192.0.2.2:51820");
+    let fresh = Some(now() - Duration::from_mins(1));
+    let stale = Some(now() - FRESH);
+    for (handshake, last, endpoint) in [
+        (fresh, None, roamed),
+        (fresh, Some(wished), roamed),
+        // The control plane says that it is somewhere else.
+        (fresh, Some(at("192.0.2.9:51820")), wished),
+        (stale, Some(wished), wished),
+        (None, None, wished),
+    ] {
+        let (wanted, mut observed) = settled();
+        let peers = &mut observed.device().peers;
+        let mut old = peers.remove(&key(2)).unwrap();
+        old.endpoint = Some(roamed);
+        old.last_handshake = handshake;
+        peers.insert(key(50), old);
+        peers.insert(key(51), ObservedPeer::default());
+        let last = last.map(|last| (key(50), last)).into_iter().collect();
+        let new = PeerConfig { endpoint: Some(endpoint), ..wanted.peers[&key(2)].config.clone() };
+        let changes = vec![PeerChange::Remove(key(51)), PeerChange::Remove(key(50)), PeerChange::Set(new)];
+        let plan = plan(&wanted, &observed, &last, now());
+        assert_eq!(
+            plan.steps.into_iter().map(|planned| planned.step).collect::<Vec<_>>(),
+            [Step::Peers(changes)]
+        );
+    }
+}
+
 /// Takes the steps as the kernel would.
 fn simulate(wanted: &Wanted, observed: &Observed, plan: Plan) -> Observed {
     let mut state = State::default();
@@ -331,6 +376,12 @@ fn simulate(wanted: &Wanted, observed: &Observed, plan: Plan) -> Observed {
                 let device = state.device.as_mut().unwrap();
                 device.public_key = Some(wanted.device.private_key.public());
                 device.listen_port = wanted.device.listen_port;
+            }
+            Step::Rekey(changes) => {
+                let device = state.device.as_mut().unwrap();
+                device.public_key = Some(wanted.device.private_key.public());
+                device.listen_port = wanted.device.listen_port;
+                state.apply(&changes).unwrap();
             }
             Step::Peers(changes) => state.apply(&changes).unwrap(),
             Step::AddAddress(address) => assert!(state.link().addresses.insert(address)),

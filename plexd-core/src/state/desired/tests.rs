@@ -174,7 +174,6 @@ fn what_this_version_cannot_do_is_named_and_changes_nothing() {
     let reconcile = apply(&before, &Event::Reconcile);
     assert!(reconcile.pull && reconcile.unsupported.is_none() && reconcile.desired.is_same_as(&before));
     for (event, name) in [
-        (Event::RotateKeys, "rotate_keys"),
         (Event::Unsupported(EventKind::ActionRequest), "action_request"),
         (Event::Unknown("novelty".to_owned()), "novelty"),
     ] {
@@ -182,6 +181,22 @@ fn what_this_version_cannot_do_is_named_and_changes_nothing() {
         assert_eq!(after.unsupported.as_deref(), Some(name));
         assert!(!after.pull && after.desired.is_same_as(&before));
     }
+}
+
+#[test]
+fn a_rotation_is_wanted_until_a_key_is_confirmed_and_then_upserts_the_peers() {
+    let before = state();
+    let wanted = apply(&before, &Event::RotateKeys);
+    assert!(wanted.desired.own_key.rotation_wanted && wanted.unsupported.is_none() && !wanted.pull);
+    assert!(apply(&wanted.desired, &Event::RotateKeys).desired.is_same_as(&wanted.desired));
+    assert!(wanted.desired.replaced_by(full()).0.own_key.rotation_wanted, "a pull says nothing of it");
+    let first = Peer::clone(before.peers.values().next().unwrap());
+    let renewed = Peer { psk: Some(crate::types::PresharedKey::from_bytes([7; 32])), ..first };
+    let key = PublicKey::from_bytes([8; 32]);
+    let after = wanted.desired.rotated_to(key, vec![renewed.clone()]);
+    assert_eq!(after.own_key, OwnKey { rotation_wanted: false, confirmed: Some(key) });
+    assert_eq!(*after.peers[&renewed.id], renewed);
+    assert_eq!(after.peers.len(), before.peers.len());
 }
 
 #[test]

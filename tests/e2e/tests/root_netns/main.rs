@@ -9,4 +9,5 @@ mod mesh;
 mod offline;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
 mod privileges;
+mod rotation;
 mod support;

@@ -87,6 +87,17 @@ impl Known {
         Self { peers: observed.iter().map(config).collect(), owners: owners.collect() }
     }
 
+    /// Returns whether there are no peers.
+    pub(super) fn is_empty(&self) -> bool {
+        self.peers.is_empty()
+    }
+
+    /// Returns the keys of the peers that are to be kept alive.
+    pub(super) fn kept_alive(&self) -> Vec<PublicKey> {
+        let kept_alive = self.peers.values().filter(|config| config.persistent_keepalive.is_some());
+        kept_alive.map(|config| config.public_key).collect()
+    }
+
     /// Takes `change` over and returns the edits that carry it out, in order.
     pub(super) fn edits(&mut self, change: &PeerChange) -> Vec<Edit> {
         match change {

@@ -171,6 +171,55 @@ impl Shared {
         }))
     }
 
+    /// Applies changes of peers, at most [`BATCH`] of them.
+    async fn edit(&self, device: &Device, changes: &[PeerChange]) -> io::Result<()> {
+        let edits: Vec<Edit> = {
+            let mut state = self.state();
+            changes.iter().flat_map(|change| state.known.edits(change)).collect()
+        };
+        device
+            .write(async |device: &mut DeviceWrite<'_, Transports>| {
+                for edit in edits {
+                    carry_out(device, edit).await;
+                }
+            })
+            .await
+            .map_err(into_io)?;
+        let removed = changes.iter().filter_map(|change| match change {
+            PeerChange::Remove(key) => Some(key),
+            PeerChange::Set(_) => None,
+        });
+        let mut state = self.state();
+        for key in removed {
+            state.handshakes.remove(key);
+        }
+        Ok(())
+    }
+
+    /// Notes the key that was set, and whether the socket is open.
+    fn configured(
+        &self,
+        config: &DeviceConfig,
+        result: Result<(), device::Error>,
+    ) -> Result<(), KernelError> {
+        let mut state = self.state();
+        state.public_key = Some(config.private_key.public());
+        state.bound = result.is_ok();
+        result.map_err(|error| {
+            let object = format!("UDP port {} for {}", config.listen_port, self.interface);
+            KernelError::new("listen on", object, into_io(error))
+        })
+    }
+
+    /// Returns the device for a change of its peers, which takes a private key.
+    fn device_with_key(&self) -> io::Result<Arc<Device>> {
+        let device = self.device()?;
+        if self.state().public_key.is_none() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no private key yet"));
+        }
+        Ok(device)
+    }
+
     /// Initiates a handshake with those of `peers` that have no fresh session. gotatun gives up after 90 s without an
     /// answer, where the kernel goes on as long as there is a keepalive to send.
     async fn initiate(&self, peers: &[PublicKey]) {
@@ -235,48 +284,50 @@ impl WireGuard for UserspaceWireGuard {
                 }
             })
             .await;
-        let mut state = shared.state();
-        state.public_key = Some(config.private_key.public());
-        state.bound = result.is_ok();
-        result.map_err(|error| {
-            KernelError::new("listen on", format!("UDP port {port} for {}", shared.interface), into_io(error))
-        })
+        shared.configured(config, result)
     }
 
     async fn apply(&self, changes: &[PeerChange]) -> Result<(), KernelError> {
         let shared = &*self.shared;
         let failed = || shared.failed("change the peers of");
-        let device = shared.device().map_err(failed())?;
-        if shared.state().public_key.is_none() {
-            let error = io::Error::new(io::ErrorKind::InvalidInput, "it has no private key yet");
-            return Err(failed()(error));
-        }
+        let device = shared.device_with_key().map_err(failed())?;
         for changes in changes.chunks(BATCH) {
-            let edits: Vec<Edit> = {
-                let mut state = shared.state();
-                changes.iter().flat_map(|change| state.known.edits(change)).collect()
-            };
-            device
-                .write(async |device: &mut DeviceWrite<'_, Transports>| {
-                    for edit in edits {
-                        carry_out(device, edit).await;
-                    }
-                })
-                .await
-                .map_err(into_io)
-                .map_err(failed())?;
-            let mut kept_alive = Vec::new();
-            for change in changes {
-                match change {
-                    PeerChange::Remove(key) => drop(shared.state().handshakes.remove(key)),
-                    PeerChange::Set(peer) if peer.persistent_keepalive.is_some() => {
-                        kept_alive.push(peer.public_key);
-                    }
-                    PeerChange::Set(_) => {}
-                }
-            }
+            shared.edit(&device, changes).await.map_err(failed())?;
+            let kept_alive: Vec<PublicKey> = changes.iter().filter_map(kept_alive).collect();
             shared.initiate(&kept_alive).await;
         }
+        Ok(())
+    }
+
+    /// The peers go first: a preshared key counts from the next handshake on, and the sessions live until the key is
+    /// replaced. Meanwhile the device is suspended: gotatun opens its socket anew for a new key, and a handshake that
+    /// the old socket's tasks began with the new key would fail, and be begun again after 5 s only.
+    async fn rekey(&self, config: &DeviceConfig, changes: &[PeerChange]) -> Result<(), KernelError> {
+        let shared = &*self.shared;
+        let failed = || shared.failed("change the peers of");
+        let device = shared.device_with_key().map_err(failed())?;
+        for changes in changes.chunks(BATCH) {
+            shared.edit(&device, changes).await.map_err(failed())?;
+        }
+        if shared.state().known.is_empty() {
+            // Without peers gotatun would resume without a socket.
+            return self.configure(config).await;
+        }
+        shared.state().bound = false;
+        device.suspend().await;
+        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
+        let replaced = device
+            .write(async |device: &mut DeviceWrite<'_, Transports>| {
+                device.set_private_key(private_key).await;
+                if config.listen_port != 0 {
+                    device.set_listen_port(config.listen_port);
+                }
+            })
+            .await;
+        let resumed = device.resume().await;
+        shared.configured(config, replaced.and(resumed))?;
+        let kept_alive = shared.state().known.kept_alive();
+        shared.initiate(&kept_alive).await;
         Ok(())
     }
 
@@ -290,6 +341,14 @@ impl WireGuard for UserspaceWireGuard {
             Some(index) => shared.rtnl.delete(index).await.map_err(shared.failed("remove")),
             None => Ok(()),
         }
+    }
+}
+
+/// Returns the key of a peer that is set and to be kept alive.
+fn kept_alive(change: &PeerChange) -> Option<PublicKey> {
+    match change {
+        PeerChange::Set(peer) => peer.persistent_keepalive.map(|_| peer.public_key),
+        PeerChange::Remove(_) => None,
     }
 }
 

@@ -1,18 +1,21 @@
-//! The UDP side of gotatun: its own dual-stack socket, wrapped for two things it does not do, wait for a port that it
-//! is just giving up itself and survive an error of `recvmmsg(2)`.
+//! The UDP side of gotatun: its own dual-stack socket, wrapped for three things it does not do, wait for a port that it
+//! is just giving up itself, be ready to send at once, and survive an error of `recvmmsg(2)`.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
-use gotatun::udp::{UdpRecv, UdpTransportFactory, UdpTransportFactoryParams};
+use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
 
 /// How often binding is tried while the port is in use.
-const ATTEMPTS: u32 = 50;
+const ATTEMPTS: u32 = 250;
 
-/// How long to wait between attempts, and after receiving failed.
+/// How long to wait between attempts.
+const BIND_PAUSE: Duration = Duration::from_millis(2);
+
+/// How long to wait after receiving failed.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Makes the UDP socket.
@@ -32,16 +35,26 @@ impl UdpTransportFactory for Sockets {
         let mut attempt = 1;
         loop {
             match self.0.bind(params).await {
-                Ok((sender, receiver)) => return Ok((sender, Receiver(receiver))),
+                Ok((sender, receiver)) => {
+                    until_writable(&sender).await;
+                    return Ok((sender, Receiver(receiver)));
+                }
                 // gotatun binds anew when its key changes, and does not wait for the task that holds the old socket.
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse && attempt < ATTEMPTS => {
                     attempt += 1;
-                    tokio::time::sleep(PAUSE).await;
+                    tokio::time::sleep(BIND_PAUSE).await;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
+}
+
+/// Waits until tokio knows that the socket can be written to, which it learns only when it asks the kernel next. A first
+/// initiation of [`Shared::initiate`](super::Shared::initiate), which does not wait, would be lost, and the next one
+/// follows 5 s later. Linux refuses to send to port 0 (`udp_sendmsg`), so nothing leaves.
+async fn until_writable(sender: &UdpSocket) {
+    let _refused = sender.send_to(Packet::copy_from(&[]), (Ipv6Addr::LOCALHOST, 0).into()).await;
 }
 
 /// The receiving end of the socket. gotatun stops for good at the first error, so none is passed on.

@@ -3,6 +3,7 @@
 //! The steps run in a process of their own, with the harness of the end-to-end tests; this one waits for it, so that
 //! whatever happens to it (a failed step, Ctrl-C) everything is taken down.
 
+mod datagrams;
 mod mesh;
 mod nodes;
 mod serve;
@@ -40,6 +41,16 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 say(&format!("plexd-demo: cannot serve at {address}: {error}"));
+                ExitCode::FAILURE
+            }
+        },
+        ["datagrams", own, peer, seconds] => match datagrams::exchange(own, peer, seconds) {
+            Ok(figures) => {
+                say(&figures.to_string());
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                say(&format!("plexd-demo: no datagrams between {own} and {peer}: {error}"));
                 ExitCode::FAILURE
             }
         },
