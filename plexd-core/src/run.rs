@@ -19,6 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use tonic::transport::Server;
 
 use crate::admin::{self, AdminService, Administrators};
+use crate::clock::{ClockFile, ClockKeeper, Kept, NodeClock, Stamps};
 use crate::config::Config;
 use crate::control::client::{Client, ClientConfig};
 use crate::control::session::Session;
@@ -36,10 +37,10 @@ use crate::node_state::{self, ApiToken, NodeStateService, SecretReader, SecretRu
 use crate::reconcile::{Kernel, Reconciler, Wiring};
 use crate::reports::{ReportSync, Reports};
 use crate::state::State;
-use crate::status::Board;
+use crate::status::{Board, Subsystem};
 use crate::storage::DataDir;
 use crate::supervisor::{Shutdown, Supervisor};
-use crate::types::{Clock, SystemClock};
+use crate::types::Clock;
 
 /// Users and groups, as packaging/sysusers.d makes them.
 const CORE_USER: &str = "plexd-core";
@@ -72,6 +73,7 @@ struct Acquired {
     administrators: Administrators,
     secrets: SecretRules,
     token: TokenLookup,
+    clock: Arc<NodeClock>,
     client: Client,
     machine: Machine,
     wireguard: Prepared,
@@ -112,13 +114,16 @@ fn acquire_all(config: &Config) -> anyhow::Result<Acquired> {
     if privilege::started_as(&user)? == Start::Root {
         DataDir::prepare(&config.data_dir, &user)?;
     }
+    let clock = Arc::new(NodeClock::system());
+    let client = ClientConfig {
+        base: config.api.clone(),
+        ca_file: config.api_ca_file.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
     let token_file = config.node_api.http_token_file.as_deref().filter(|_| config.node_api.http_enabled);
     let acquired = Acquired {
-        client: Client::new(ClientConfig {
-            base: config.api.clone(),
-            ca_file: config.api_ca_file.clone(),
-            version: env!("CARGO_PKG_VERSION"),
-        })?,
+        client: Client::with_clock(client, Arc::clone(&clock))?,
+        clock,
         machine: Machine::new(config.hostname.as_deref()).context("cannot read the host name")?,
         secrets: SecretRules {
             group: secrets_group.as_raw(),
@@ -153,15 +158,16 @@ struct Opened {
     announced: Announced,
     join: identity::JoinRequests,
     pulls: Arc<Notify>,
+    clock: (ClockFile, Kept),
 }
 
 async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let board = Board::default();
     let mut supervisor = Supervisor::default();
     let shutdown = supervisor.shutdown();
-    let Acquired { client, machine, token, wireguard, secrets, .. } = acquired;
-    let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &clock)?;
+    let Acquired { client, machine, token, wireguard, secrets, clock: node_clock, .. } = acquired;
+    let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &node_clock)?;
+    let clock: Arc<dyn Clock> = Arc::clone(&node_clock) as _;
 
     let (drift, corrections) = mpsc::channel(DRIFT_QUEUE);
     let session = Session {
@@ -172,6 +178,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         name: "pull",
     };
     let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
+    let stamps = Stamps::from(kernel.wireguard.backend());
     let wiring = Wiring {
         desired: opened.state.desired(),
         identity: opened.identity.clone(),
@@ -181,6 +188,14 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     };
     let (mesh, mut reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
     reconciler.start().await;
+    let keeper = ClockKeeper::new(
+        node_clock,
+        opened.clock,
+        board.clone(),
+        opened.identity.clone(),
+        (mesh.clone(), stamps),
+    );
+    supervisor.spawn("clock", keeper.run(shutdown.clone()));
 
     let admin = AdminService::new(admin::Sources {
         config: Arc::clone(&config),
@@ -272,17 +287,23 @@ fn open(
     supervisor: &mut Supervisor,
     (client, machine, token): (&Client, &Machine, TokenLookup),
     board: &Board,
-    clock: &Arc<dyn Clock>,
+    node_clock: &Arc<NodeClock>,
 ) -> anyhow::Result<Opened> {
     let shutdown = supervisor.shutdown();
     let directory = DataDir::open(&config.data_dir)?;
-    let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
+    let file = ClockFile::new(&directory);
+    let (kept, problem) = file.load(node_clock.now())?;
+    node_clock.remember(&kept);
+    board.set(Subsystem::Storage, "clock", problem);
+    let clock: Arc<dyn Clock> = Arc::clone(node_clock) as _;
+    let (reports, writer) =
+        Reports::open(&directory.file("reports.redb"), Arc::clone(&clock), board.clone())?;
     let state_path = directory.file("state.redb");
     let store = IdentityStore::new(directory);
     let mut loaded = store.load(clock.as_ref())?;
     let announced = store.announced();
     let registered = loaded.identity.as_ref().map(|identity| identity.signing_key);
-    let (state, mut keeper) = State::open(&state_path, Arc::clone(clock), board.clone(), registered)?;
+    let (state, mut keeper) = State::open(&state_path, clock, board.clone(), registered)?;
     if let Some(identity) = &loaded.identity {
         keeper.trust_at_first(identity.signing_key);
     }
@@ -295,7 +316,7 @@ fn open(
     supervisor.spawn("state", keeper.run(shutdown.clone()));
     supervisor.spawn("reports", writer.run(shutdown.clone()));
     supervisor.spawn("enrolment", enroller.run(shutdown));
-    Ok(Opened { state, reports, identity, announced, join, pulls })
+    Ok(Opened { state, reports, identity, announced, join, pulls, clock: (file, kept) })
 }
 
 /// Opens the kernel's interfaces and starts the tasks that listen to it.

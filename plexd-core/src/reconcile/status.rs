@@ -33,6 +33,13 @@ pub struct MeshStatus {
 }
 
 impl MeshStatus {
+    /// Returns whether a peer in WireGuard has had no fresh handshake `lasting` until now. WireGuard tells when a handshake
+    /// was by the clock: where the clock went back, one from before is in the future now and of no age at all.
+    pub fn lacks_handshakes(&self, lasting: Duration) -> bool {
+        let is_since = |age: Duration| !age.is_zero() && age <= lasting && age < FRESH;
+        self.peers.iter().any(|peer| peer.configured && !peer.handshake_age.is_some_and(is_since))
+    }
+
     /// Returns the number of peers with a fresh handshake.
     pub fn peers_up(&self) -> usize {
         self.peers.iter().filter(|peer| peer.handshake_age.is_some_and(|age| age < FRESH)).count()
