@@ -28,13 +28,16 @@ use crate::control::session::drift::DriftReporter;
 use crate::control::session::heartbeat::Heart;
 use crate::control::session::pull::Puller;
 use crate::control::session::stream::StreamReader;
-use crate::identity::{self, Announced, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup};
+use crate::identity::{
+    self, Announced, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup, TokenSearch,
+};
+use crate::kernel::Backend;
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
 use crate::kernel::wireguard::{self, Prepared};
 use crate::node_state::{self, ApiToken, NodeStateService, SecretReader, SecretRules, Sidecar};
-use crate::reconcile::{Kernel, Reconciler, Wiring};
+use crate::reconcile::{Kernel, Mesh, Reconciler, Wiring};
 use crate::reports::{ReportSync, Reports};
 use crate::state::State;
 use crate::status::{Board, Subsystem};
@@ -55,6 +58,9 @@ const DEREGISTER_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Drift reports that may wait.
 const DRIFT_QUEUE: usize = 64;
+
+/// How often a node whose identity is refused looks for a new token.
+const TOKEN_PERIOD: Duration = Duration::from_mins(1);
 
 /// How long threads have to finish once everything has stopped.
 const THREADS_DEADLINE: Duration = Duration::from_secs(1);
@@ -158,16 +164,15 @@ struct Opened {
     announced: Announced,
     join: identity::JoinRequests,
     pulls: Arc<Notify>,
-    clock: (ClockFile, Kept),
+    clock: (Arc<NodeClock>, ClockFile, Kept),
 }
 
 async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let board = Board::default();
     let mut supervisor = Supervisor::default();
     let shutdown = supervisor.shutdown();
-    let Acquired { client, machine, token, wireguard, secrets, clock: node_clock, .. } = acquired;
-    let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &node_clock)?;
-    let clock: Arc<dyn Clock> = Arc::clone(&node_clock) as _;
+    let Acquired { client, machine, token, wireguard, secrets, clock, .. } = acquired;
+    let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &clock)?;
 
     let (drift, corrections) = mpsc::channel(DRIFT_QUEUE);
     let session = Session {
@@ -178,7 +183,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         name: "pull",
     };
     let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
-    let stamps = Stamps::from(kernel.wireguard.backend());
+    let backend = kernel.wireguard.backend();
     let wiring = Wiring {
         desired: opened.state.desired(),
         identity: opened.identity.clone(),
@@ -188,14 +193,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     };
     let (mesh, mut reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
     reconciler.start().await;
-    let keeper = ClockKeeper::new(
-        node_clock,
-        opened.clock,
-        board.clone(),
-        opened.identity.clone(),
-        (mesh.clone(), stamps),
-    );
-    supervisor.spawn("clock", keeper.run(shutdown.clone()));
+    keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), backend));
 
     let admin = AdminService::new(admin::Sources {
         config: Arc::clone(&config),
@@ -249,7 +247,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         mesh,
         state: opened.state.clone(),
         machine,
-        clock: Arc::clone(&clock),
+        clock: Arc::clone(&clock) as _,
         interface: (config.mesh.interface.clone(), config.mesh.listen_port),
         interval: config.heartbeat_interval,
     };
@@ -315,8 +313,26 @@ fn open(
         Enroller::new(start, client.clone(), state.clone(), board.clone(), Arc::clone(&pulls));
     supervisor.spawn("state", keeper.run(shutdown.clone()));
     supervisor.spawn("reports", writer.run(shutdown.clone()));
+    let enroller = enroller.searching(TokenSearch::new(config.token.clone(), TOKEN_PERIOD));
     supervisor.spawn("enrolment", enroller.run(shutdown));
-    Ok(Opened { state, reports, identity, announced, join, pulls, clock: (file, kept) })
+    Ok(Opened {
+        state,
+        reports,
+        identity,
+        announced,
+        join,
+        pulls,
+        clock: (Arc::clone(node_clock), file, kept),
+    })
+}
+
+/// Starts the task that keeps what is known of the time and tells what is wrong with the clock.
+fn keep_clock(supervisor: &mut Supervisor, opened: &Opened, board: &Board, (mesh, backend): (Mesh, Backend)) {
+    let (clock, file, kept) = opened.clock.clone();
+    let stamps = Stamps::from(backend);
+    let keeper =
+        ClockKeeper::new(clock, (file, kept), board.clone(), opened.identity.clone(), (mesh, stamps));
+    supervisor.spawn("clock", keeper.run(supervisor.shutdown()));
 }
 
 /// Opens the kernel's interfaces and starts the tasks that listen to it.

@@ -113,50 +113,53 @@ mod tests {
         Duration::from_secs(second)
     }
 
-    fn key(seed: u8) -> Option<PublicKey> {
-        Some(PublicKey::from_bytes([seed; 32]))
+    fn key(seed: u8) -> PublicKey {
+        PublicKey::from_bytes([seed; 32])
     }
 
-    fn behind(until: i64, by: u64, lasting: u64) -> Option<Behind> {
-        Some(Behind { until: at(until), by: up(by), lasting: up(lasting) })
+    /// What is seen with the key of `seed`, when the machine's clock says `wall`: until when handshakes are refused, by how
+    /// much, and for how long so far, in seconds.
+    fn look(handshakes: &mut Handshakes, seed: u8, wall: i64, uptime: u64) -> Option<(i64, u64, u64)> {
+        let behind = handshakes.look(Some(key(seed)), at(wall), up(uptime))?;
+        Some((behind.until.duration_since(at(0)).as_secs(), behind.by.as_secs(), behind.lasting.as_secs()))
     }
 
     #[test]
     fn with_the_kernel_a_clock_that_is_set_back_is_behind_until_it_has_passed_where_it_was() {
         let mut handshakes = Handshakes::new(Stamps::Clock, None, at(0), up(10));
-        assert_eq!(handshakes.look(key(1), at(0), up(10)), None);
-        assert_eq!(handshakes.look(key(1), at(100), up(110)), None);
-        assert_eq!(handshakes.look(key(1), at(99), up(111)), None, "a small step");
-        assert_eq!(handshakes.look(key(1), at(100 - HOUR), up(120)), behind(100, 3600, 0));
-        assert_eq!(handshakes.look(key(1), at(105 - HOUR), up(125)), behind(100, 3595, 5));
-        assert_eq!(handshakes.highest(), Some(Highest { time: at(100), key: key(1).unwrap() }));
-        assert_eq!(handshakes.look(key(1), at(101), up(3720)), None);
-        assert_eq!(handshakes.look(key(1), at(101 - HOUR), up(3730)), behind(101, 3600, 0));
-        assert_eq!(handshakes.look(key(2), at(102 - HOUR), up(3731)), None, "a new key begins anew");
-        assert_eq!(handshakes.look(key(2), at(103 - HOUR), up(3732)), None);
+        assert_eq!(look(&mut handshakes, 1, 0, 10), None);
+        assert_eq!(look(&mut handshakes, 1, 100, 110), None);
+        assert_eq!(look(&mut handshakes, 1, 99, 111), None, "a small step");
+        assert_eq!(look(&mut handshakes, 1, 100 - HOUR, 120), Some((100, 3600, 0)));
+        assert_eq!(look(&mut handshakes, 1, 105 - HOUR, 125), Some((100, 3595, 5)));
+        assert_eq!(handshakes.highest(), Some(Highest { time: at(100), key: key(1) }));
+        assert_eq!(look(&mut handshakes, 1, 101, 3720), None);
+        assert_eq!(look(&mut handshakes, 1, 101 - HOUR, 3730), Some((101, 3600, 0)));
+        assert_eq!(look(&mut handshakes, 2, 102 - HOUR, 3731), None, "a new key begins anew");
+        assert_eq!(look(&mut handshakes, 2, 103 - HOUR, 3732), None);
     }
 
     #[test]
     fn the_built_in_wireguard_is_behind_only_after_a_start_with_an_earlier_clock() {
         let mut handshakes = Handshakes::new(Stamps::SteadyFromStart, None, at(HOUR), up(10));
-        assert_eq!(handshakes.look(key(1), at(HOUR), up(10)), None);
-        assert_eq!(handshakes.look(key(1), at(0), up(20)), None, "it does not look at the clock again");
+        assert_eq!(look(&mut handshakes, 1, HOUR, 10), None);
+        assert_eq!(look(&mut handshakes, 1, 0, 20), None, "it does not look at the clock again");
         let before = handshakes.highest();
-        assert_eq!(before, Some(Highest { time: at(HOUR + 10), key: key(1).unwrap() }));
+        assert_eq!(before, Some(Highest { time: at(HOUR + 10), key: key(1) }));
         let mut handshakes = Handshakes::new(Stamps::SteadyFromStart, before, at(10), up(30));
-        assert_eq!(handshakes.look(key(1), at(10), up(30)), behind(HOUR + 10, 3600, 0));
+        assert_eq!(look(&mut handshakes, 1, 10, 30), Some((HOUR + 10, 3600, 0)));
         // Setting the clock right does not help what has begun with the wrong one.
-        assert_eq!(handshakes.look(key(1), at(2 * HOUR), up(40)), behind(HOUR + 10, 3590, 10));
-        assert_eq!(handshakes.look(key(2), at(2 * HOUR), up(50)), None);
+        assert_eq!(look(&mut handshakes, 1, 2 * HOUR, 40), Some((HOUR + 10, 3590, 10)));
+        assert_eq!(look(&mut handshakes, 2, 2 * HOUR, 50), None);
     }
 
     #[test]
     fn a_clock_that_was_later_before_the_start_is_behind_from_the_start() {
-        let before = Some(Highest { time: at(500), key: key(1).unwrap() });
+        let before = Some(Highest { time: at(500), key: key(1) });
         let mut handshakes = Handshakes::new(Stamps::Clock, before, at(0), up(1));
         assert_eq!(handshakes.look(None, at(0), up(1)), None);
-        assert_eq!(handshakes.look(key(1), at(1), up(2)), behind(500, 499, 0));
+        assert_eq!(look(&mut handshakes, 1, 1, 2), Some((500, 499, 0)));
         let mut handshakes = Handshakes::new(Stamps::Clock, before, at(0), up(1));
-        assert_eq!(handshakes.look(key(2), at(1), up(2)), None);
+        assert_eq!(look(&mut handshakes, 2, 1, 2), None);
     }
 }

@@ -155,6 +155,11 @@ fn skew_problem(skew: SignedDuration) -> Option<String> {
 
 fn unset_problem(view: &View) -> Option<String> {
     (!view.is_told && view.wall < view.floor).then(|| {
+        // Otherwise it is the build that is later, and the clock cannot be right.
+        let otherwise = match view.kept.known {
+            Some(_) => "; if it is right, stop plexd-core, remove clock.json from its data directory, and start it",
+            None => "",
+        };
         format!(
             "the clock of this node says {}, but plexd was built and has run later than that: {ADVICE}; until then, or until \
              the control plane answers, time counts from {}",

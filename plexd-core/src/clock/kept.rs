@@ -52,21 +52,18 @@ impl From<&Kept> for Shape {
 impl Shape {
     /// Reads what it says; `None` if any of it makes no sense.
     fn kept(&self) -> Option<Kept> {
-        let time = |text: &String| text.parse::<Timestamp>().ok();
-        let highest = |(at, key): &(String, String)| {
-            Some(Highest { time: time(at)?, key: PublicKey::from_base64(key).ok()? })
+        let known = self.known.as_deref().map(time).transpose().ok()?;
+        let told = self.told.as_deref().map(time).transpose().ok()?;
+        let highest = match &self.highest {
+            None => None,
+            Some((at, key)) => Some(Highest { time: time(at).ok()?, key: PublicKey::from_base64(key).ok()? }),
         };
-        Some(Kept {
-            known: optional(self.known.as_ref(), time)?,
-            told: optional(self.told.as_ref(), time)?,
-            highest: optional(self.highest.as_ref(), highest)?,
-        })
+        Some(Kept { known, told, highest })
     }
 }
 
-/// Reads a value that may be absent, but not nonsense.
-fn optional<T, U>(value: Option<&T>, read: impl FnOnce(&T) -> Option<U>) -> Option<Option<U>> {
-    value.map_or(Some(None), |value| read(value).map(Some))
+fn time(text: &str) -> Result<Timestamp, jiff::Error> {
+    text.parse()
 }
 
 /// The file.

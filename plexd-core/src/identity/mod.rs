@@ -19,7 +19,7 @@ pub use announced::Announced;
 pub use enrol::{Enroller, JoinError, JoinRequests, Joined, Start};
 pub use machine::Machine;
 pub use store::{IdentityStore, Loaded};
-pub use token::{Token, TokenError, TokenLookup, find as find_token};
+pub use token::{Token, TokenError, TokenLookup, TokenSearch, find as find_token};
 
 /// The node's identity, as registration gave it, and the key that belongs to it.
 #[derive(Debug, Clone)]
