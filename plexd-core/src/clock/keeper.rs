@@ -162,7 +162,7 @@ fn unset_problem(view: &View) -> Option<String> {
         };
         format!(
             "the clock of this node says {}, but plexd was built and has run later than that: {ADVICE}; until then, or until \
-             the control plane answers, time counts from {}",
+             the control plane answers, time counts from {}{otherwise}",
             whole_seconds(view.wall),
             whole_seconds(view.floor)
         )

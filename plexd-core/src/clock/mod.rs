@@ -121,8 +121,8 @@ impl NodeClock {
     }
 
     /// Takes over the `date` of an authenticated answer to a request that was sent at `sent` (uptime). `allows` tells
-    /// whether the control plane's certificate is valid at a time: a date for which it is not is not believed, nor is one
-    /// before the build.
+    /// whether the control plane's certificate is valid at a time: a date for which it is not is not believed, unless the
+    /// machine's clock says the same, nor is one before the build.
     pub fn answered(&self, date: Timestamp, sent: Duration, allows: impl FnOnce(Timestamp) -> bool) {
         let (wall, uptime) = (self.source.wall(), self.uptime());
         // The answer was written somewhere in between, and within the second that it names.
@@ -132,9 +132,8 @@ impl NodeClock {
         let skew = wall.duration_since(told);
         let agrees = skew.unsigned_abs() <= noise;
         let time = if agrees { wall } else { told };
-        let is_news = time.duration_since(self.now()).unsigned_abs() > noise;
-        // The handshake was judged by the time until now; only another one needs to be judged.
-        let is_believed = !is_news || (time >= self.state().built && allows(time));
+        // Where both agree there is nothing to be led astray by. The certificate is asked each time, or small steps would add up.
+        let is_believed = time >= self.state().built && (agrees || allows(time));
         let mut state = self.state();
         if is_believed {
             let reading = |time| Reading { time, at: uptime };

@@ -99,9 +99,19 @@ fn a_date_outside_of_the_certificate_or_before_the_build_is_not_believed() {
     clock.answered(time("2026-12-31T23:00:00Z"), clock.uptime(), allows);
     says(&clock, "2026-12-31T23:00:00.5Z");
     assert_eq!(clock.view().disbelieved, None);
+    // Small steps do not lead out of it.
+    for second in 0..=9 {
+        let date = later(time("2026-12-31T23:59:58Z"), Duration::from_secs(second));
+        clock.answered(date, clock.uptime(), allows);
+    }
+    says(&clock, "2026-12-31T23:59:59.5Z");
     // What was believed stays when the next is not.
     clock.answered(time("2027-12-31T23:00:00Z"), clock.uptime(), allows);
-    says(&clock, "2026-12-31T23:00:00.5Z");
+    says(&clock, "2026-12-31T23:59:59.5Z");
+    // Nor do machine and control plane together lead before the build.
+    let (_, early) = super::tests::clock("2026-05-31T00:00:00.5Z");
+    answer(&early, "2026-05-31T00:00:00Z");
+    says(&early, "2026-06-01T00:00:00Z");
 }
 
 #[test]

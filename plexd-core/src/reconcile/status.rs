@@ -96,3 +96,47 @@ pub(super) fn peers(desired: &Desired, wanted: Option<&Wanted>, device: &Observe
     };
     desired.peers.values().map(status).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_count_from_when_the_clock_went_back_and_while_they_are_fresh() {
+        let lacking = |configured, age: Option<u64>, lasting| {
+            let peer = PeerStatus {
+                id: "n_b".parse().unwrap(),
+                public_key: PublicKey::from_bytes([2; 32]),
+                mesh_ip: [10, 100, 0, 2].into(),
+                endpoint: None,
+                allowed_ips: BTreeSet::new(),
+                configured,
+                problem: None,
+                handshake_age: age.map(Duration::from_secs),
+                rx_bytes: 0,
+                tx_bytes: 0,
+            };
+            let status = MeshStatus {
+                backend: Backend::Kernel,
+                backend_reason: String::new(),
+                peers: vec![peer],
+                policies: Arc::default(),
+                refused: None,
+                last_success: None,
+            };
+            status.lacks_handshakes(Duration::from_secs(lasting))
+        };
+        for (age, lasting, expected) in [
+            (None, 60, true),
+            (Some(30), 60, false),
+            (Some(90), 60, true),
+            (Some(179), 900, false),
+            (Some(180), 900, true),
+            // Of the future: from before the clock went back.
+            (Some(0), 60, true),
+        ] {
+            assert_eq!(lacking(true, age, lasting), expected, "{age:?} {lasting}");
+            assert!(!lacking(false, age, lasting));
+        }
+    }
+}

@@ -116,7 +116,7 @@ fn a_fresh_node_says_that_it_waits_for_a_token() {
 
 #[test]
 fn the_clock_is_compared_with_the_control_planes() {
-    for (skew, expected) in [(0, "as the control plane's"), (7200_000, "2h 0m ahead of the control plane's")]
+    for (skew, expected) in [(0, "as the control plane's"), (7_200_000, "2h 0m ahead of the control plane's")]
     {
         let mut response = healthy();
         response.control_plane.get_or_insert_default().clock_skew_ms = Some(skew);
