@@ -3,7 +3,8 @@
 
 use jiff::Timestamp;
 
-/// The last release, or the beginning of the work on the next. To be raised with each release, never into the future.
+/// The last release, or the beginning of the work on the next. To be raised with each release (a test compares it with
+/// CHANGELOG.md), never into the future.
 const RELEASED: &str = "2026-11-21T00:00:00Z";
 
 /// Seconds since 1970, if they were set when this was compiled (<https://reproducible-builds.org/specs/source-date-epoch/>).
@@ -23,6 +24,15 @@ fn later_of(released: &str, epoch: Option<&str>) -> Timestamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_date_is_no_earlier_than_the_newest_release() {
+        let changes = include_str!("../../../CHANGELOG.md");
+        let heads = changes.lines().filter_map(|line| line.strip_prefix("## [")?.split_once("] - "));
+        for (version, date) in heads {
+            assert!(date.trim() <= &RELEASED[..10], "RELEASED is before version {version}: {date}");
+        }
+    }
 
     #[test]
     fn the_build_is_in_the_past_and_no_earlier_than_the_release() {
