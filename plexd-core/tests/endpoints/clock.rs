@@ -56,7 +56,7 @@ async fn event(speaks: &Arc<NodeClock>, judges: &Arc<NodeClock>) -> ControlStatu
     let (_sender, current) = watch::channel(Some(Arc::new(identity(&who))));
     let session =
         Session { client, identity: current, board: board.clone(), pulls: Arc::default(), name: "test" };
-    let reader = StreamReader { session, state, drift: mpsc::channel(1).0 };
+    let reader = StreamReader { session, state, drift: mpsc::channel(1).0, first_contact: Duration::ZERO };
     let shutdown = Shutdown::new();
     let tasks = [tokio::spawn(keeper.run(shutdown.clone())), tokio::spawn(reader.run(shutdown.clone()))];
     until("connected", async || board.control_status().stream == Stream::Connected).await;
