@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::store::{Batch, OpenError, Store, Write, Written};
 use super::{Change, Counts, Deleted, Entry, Put, Refusal};
 use crate::status::{Board, Subsystem};
+use crate::storage::StorageError;
 use crate::supervisor::Shutdown;
 use crate::types::Clock;
 
@@ -55,6 +56,7 @@ enum Request {
     Outbox { most: usize, bytes: usize, reply: oneshot::Sender<io::Result<Batch>> },
     Confirm(Batch, oneshot::Sender<io::Result<()>>),
     MarkConflicted(Batch, oneshot::Sender<io::Result<()>>),
+    Clear(oneshot::Sender<Result<(), StorageError>>),
     Stop,
 }
 
@@ -118,6 +120,14 @@ impl Reports {
     /// States that the control plane refused the changes for their versions.
     pub async fn mark_conflicted(&self, batch: Batch) -> io::Result<()> {
         self.ask(|reply| Request::MarkConflicted(batch, reply)).await?
+    }
+
+    /// Removes everything, versions of deleted keys and unsent changes included.
+    ///
+    /// # Errors
+    /// The inner error: the file is still there, or no new one can be made.
+    pub async fn clear(&self) -> io::Result<Result<(), StorageError>> {
+        self.ask(Request::Clear).await
     }
 
     /// Returns how many entries there are.
@@ -193,9 +203,24 @@ impl Writer {
                 self.count();
                 let _ = reply.send(marked);
             }
+            Request::Clear(reply) => {
+                let cleared = self.clear();
+                self.count();
+                let _ = reply.send(cleared);
+            }
             Request::Stop => return false,
         }
         true
+    }
+
+    fn clear(&mut self) -> Result<(), StorageError> {
+        for deleted in self.store.start_over()? {
+            // Nobody watching is no error.
+            let _ = self.changes.send(Change::Deleted(deleted));
+        }
+        self.board.clear_all(Subsystem::Reports);
+        self.board.clear(Subsystem::Storage, "reports");
+        Ok(())
     }
 
     fn commit(&mut self, requests: Vec<(Write, oneshot::Sender<Result<Written, Refusal>>)>) {
@@ -293,6 +318,34 @@ mod tests {
             }
         }
         assert_eq!(won, 1);
+        shutdown.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_cleared_is_told_as_deleted_and_versions_begin_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (reports, writer) = open(&folder);
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn(writer.run(shutdown.clone()));
+        let report = |payload: &str| Put { payload: payload.to_owned().into(), ..put("a", None) };
+        reports.put(report(r#""hunter2""#)).await.unwrap();
+        let last = reports.put(report(r#""hunter2""#)).await.unwrap();
+        reports.put(put("b", None)).await.unwrap();
+        reports.delete("b".into(), None).await.unwrap();
+        let mut subscription = reports.subscribe().await.unwrap();
+        reports.clear().await.unwrap().unwrap();
+        let Change::Deleted(deleted) = subscription.changes.recv().await.unwrap() else {
+            panic!("a deletion")
+        };
+        assert!(deleted.key == "a" && deleted.revision > last.revision, "{deleted:?}");
+        assert_eq!(*reports.counts().borrow(), Counts::default());
+        let bytes = std::fs::read(folder.path().join("reports.redb")).unwrap();
+        assert!(!bytes.windows(7).any(|window| window == b"hunter2"));
+        for key in ["a", "b"] {
+            let entry = reports.put(put(key, Some(0))).await.unwrap();
+            assert!(entry.version == 1 && entry.revision > deleted.revision, "{entry:?}");
+        }
         shutdown.cancel();
         task.await.unwrap().unwrap();
     }
