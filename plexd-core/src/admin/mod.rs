@@ -1,6 +1,7 @@
 //! What core serves to administrators on admin.sock. Nothing here waits for the network but `Join` and `Deregister`.
 
 mod events;
+mod leave;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +17,7 @@ use tonic::{Request, Response, Status};
 
 use crate::config::Config;
 use crate::control::batch;
-use crate::identity::{
-    Consent, CurrentIdentity, Extent, Farewell, JoinError, JoinRequests, Leave, LeaveError, LeaveRequests,
-    Token,
-};
+use crate::identity::{CurrentIdentity, JoinError, JoinRequests, LeaveRequests, Token};
 use crate::kernel::Counters;
 use crate::policy::{self, Action, Rule as PolicyRule, Service};
 use crate::reconcile::{Mesh, MeshStatus, PeerStatus};
@@ -33,9 +31,6 @@ const MESH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long a registration may take.
 const JOIN_DEADLINE: Duration = Duration::from_secs(80);
-
-/// How long a deregistration may take, and waiting for a registration before it.
-const LEAVE_DEADLINE: Duration = Duration::from_secs(80);
 
 /// Streams of events at a time.
 const MAX_STREAMS: usize = 16;
@@ -304,31 +299,7 @@ impl Admin for AdminService {
         &self,
         request: Request<v1::DeregisterRequest>,
     ) -> Result<Response<v1::DeregisterResponse>, Status> {
-        let v1::DeregisterRequest { purge, force } = request.into_inner();
-        let leave = Leave {
-            extent: if purge { Extent::Everything } else { Extent::Identity },
-            consent: if force { Consent::Waived } else { Consent::Required },
-        };
-        // Whoever does it goes on, whether anybody waits or not.
-        let left =
-            tokio::time::timeout(LEAVE_DEADLINE, self.sources.leave.leave(leave)).await.map_err(|_| {
-                Status::deadline_exceeded("the deregistration takes long and goes on; see: plexd-ctl status")
-            })?;
-        let left = left.map_err(|error| match error {
-            LeaveError::NotEnrolled => Status::failed_precondition(error.to_string()),
-            LeaveError::Busy => Status::aborted(error.to_string()),
-            LeaveError::NotConfirmed { .. } | LeaveError::Stopping => Status::unavailable(error.to_string()),
-        })?;
-        Ok(Response::new(v1::DeregisterResponse {
-            node_id: left.node_id.map(|id| id.to_string()).unwrap_or_default(),
-            farewell: match left.farewell {
-                Farewell::Confirmed => v1::Farewell::Confirmed,
-                Farewell::Unknown => v1::Farewell::Unknown,
-                Farewell::NotAsked => v1::Farewell::NotAsked,
-            }
-            .into(),
-            remains: left.remains,
-        }))
+        leave::answer(&self.sources.leave, request.into_inner()).await.map(Response::new)
     }
 
     async fn watch_events(

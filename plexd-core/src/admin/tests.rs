@@ -307,6 +307,20 @@ async fn what_a_queue_loses_is_in_the_status() {
 }
 
 #[test]
+fn whatever_changes_something_or_tells_something_is_for_administrators_alone() {
+    let gate = plexd_proto::access::Gate::new(RULES, Administrators { gid: 990 });
+    let root = PeerCredentials { uid: 0, gid: 0, pid: 1, groups: Vec::new() };
+    let member = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989, 990] };
+    let user = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989] };
+    for rpc in ["Status", "ListPeers", "ListPolicies", "Join", "Deregister", "WatchEvents"] {
+        let path = format!("/plexd.admin.v1.Admin/{rpc}");
+        assert!(gate.allows(&root, &path) && gate.allows(&member, &path), "{rpc}");
+        assert!(!gate.allows(&user, &path), "{rpc}");
+    }
+    assert_eq!(RULES.len(), 6, "the list above has every row");
+}
+
+#[test]
 fn counters_are_told_apart_and_one_that_cannot_be_read_is_not_zero() {
     let count = |packets| crate::kernel::Count { packets, bytes: 0 };
     let named = [("denied".to_owned(), count(7)), ("invalid".to_owned(), count(0))];

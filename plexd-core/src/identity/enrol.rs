@@ -375,6 +375,7 @@ impl Enroller {
         if let Err(error) = self.state.enrolled(signing_key, peers, rejected_peers).await {
             tracing::warn!(%error, "first peers not taken over; the next pull brings them");
         }
+        self.offer_reports_to(&identity.node_id).await;
         self.token = None;
         self.board.clear(Subsystem::Enrolment, "token");
         self.board.clear(Subsystem::Enrolment, "register");

@@ -1,6 +1,8 @@
 //! The reports on disk: one embedded database, every change one transaction. Owns the rules of versions and of the
 //! outbox; knows nothing of tasks or the network.
 
+mod renewal;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -127,42 +129,6 @@ impl Store {
             }
             Ok(outcomes)
         })
-    }
-
-    /// Removes the file and makes a new, empty one; returns the entries that are gone, as deletions. Revisions go on, as
-    /// they order all writes for those who watch; versions begin anew.
-    pub(super) fn start_over(&mut self) -> Result<Vec<Deleted>, StorageError> {
-        // What cannot be read is removed all the same.
-        let keys = self.keys().unwrap_or_default();
-        let revision = self.revision().unwrap_or(0);
-        self.database = None;
-        storage::remove(&self.path)?;
-        let database = storage::open_database(&self.path)?;
-        create_tables(&database).map_err(|source| StorageError::new("write", &self.path, source))?;
-        self.database = Some(database);
-        let deleted: Vec<Deleted> =
-            (revision + 1..).zip(keys).map(|(revision, key)| Deleted { key, revision }).collect();
-        let last = deleted.last().map_or(revision, |last| last.revision);
-        self.durably(|transaction| {
-            let mut meta = transaction.open_table(META).map_err(storage::database_error)?;
-            meta.insert(REVISION, last).map_err(storage::database_error)?;
-            Ok(())
-        })
-        .map_err(|source| StorageError::new("write", &self.path, source))?;
-        Ok(deleted)
-    }
-
-    fn keys(&mut self) -> io::Result<Vec<String>> {
-        let read = self.database()?.begin_read().map_err(storage::database_error)?;
-        let entries = read.open_table(ENTRIES).map_err(storage::database_error)?;
-        let rows = entries.iter().map_err(storage::database_error)?;
-        rows.map(|row| row.map(|(key, _)| key.value().to_owned()).map_err(storage::database_error)).collect()
-    }
-
-    fn revision(&mut self) -> io::Result<u64> {
-        let read = self.database()?.begin_read().map_err(storage::database_error)?;
-        let meta = read.open_table(META).map_err(storage::database_error)?;
-        Ok(meta.get(REVISION).map_err(storage::database_error)?.map_or(0, |row| row.value()))
     }
 
     /// Forgets the sent changes that nothing newer replaced.

@@ -56,6 +56,7 @@ enum Request {
     Outbox { most: usize, bytes: usize, reply: oneshot::Sender<io::Result<Batch>> },
     Confirm(Batch, oneshot::Sender<io::Result<()>>),
     MarkConflicted(Batch, oneshot::Sender<io::Result<()>>),
+    OfferAgain(oneshot::Sender<io::Result<()>>),
     Clear(oneshot::Sender<Result<(), StorageError>>),
     Stop,
 }
@@ -120,6 +121,11 @@ impl Reports {
     /// States that the control plane refused the changes for their versions.
     pub async fn mark_conflicted(&self, batch: Batch) -> io::Result<()> {
         self.ask(|reply| Request::MarkConflicted(batch, reply)).await?
+    }
+
+    /// Has every entry sent to a control plane that knows none of them: it has given the node a new identity.
+    pub async fn offer_again(&self) -> io::Result<()> {
+        self.ask(Request::OfferAgain).await?
     }
 
     /// Removes everything, versions of deleted keys and unsent changes included.
@@ -202,6 +208,11 @@ impl Writer {
                 let marked = self.store.mark_conflicted(&batch);
                 self.count();
                 let _ = reply.send(marked);
+            }
+            Request::OfferAgain(reply) => {
+                let offered = self.store.offer_again();
+                self.count();
+                let _ = reply.send(offered);
             }
             Request::Clear(reply) => {
                 let cleared = self.clear();
@@ -318,6 +329,29 @@ mod tests {
             }
         }
         assert_eq!(won, 1);
+        shutdown.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn reports_that_were_sent_or_refused_are_offered_again_and_deletions_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (reports, writer) = open(&folder);
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn(writer.run(shutdown.clone()));
+        for key in ["sent", "refused", "gone"] {
+            reports.put(put(key, None)).await.unwrap();
+        }
+        let mut batches = reports.outbox(9, 9999).await.unwrap().split();
+        batches.next();
+        reports.mark_conflicted(batches.next().unwrap()).await.unwrap();
+        reports.confirm(batches.next().unwrap()).await.unwrap();
+        reports.delete("gone".into(), None).await.unwrap();
+        reports.offer_again().await.unwrap();
+        assert_eq!(*reports.counts().borrow(), Counts { entries: 2, pending: 2, conflicted: 0 });
+        let batch = reports.outbox(9, 9999).await.unwrap();
+        let keys: Vec<_> = batch.entries.iter().map(|entry| entry.key.as_str()).collect();
+        assert_eq!((keys, batch.deleted.len()), (vec!["refused", "sent"], 0));
         shutdown.cancel();
         task.await.unwrap().unwrap();
     }

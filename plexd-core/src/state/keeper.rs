@@ -2,6 +2,7 @@
 //! Talks to nobody; the loops in [`crate::control`] bring it what they received.
 
 mod forget;
+mod history;
 mod own_key;
 
 use std::io;
@@ -15,9 +16,8 @@ use super::desired::Desired;
 use super::model::{FullState, Peer, Rejected, SigningKeys};
 use super::nonces::Nonces;
 use super::store::{EventMark, StateStore, Stored};
-use crate::control::envelope::{self, Claims, Verified};
-use crate::control::events::{self, EventKind};
-use crate::control::history::{Outcome, Seen};
+use crate::control::envelope::{self, Verified};
+use crate::control::events;
 use crate::reconcile::drift::Correction;
 use crate::status::{Board, Subsystem};
 use crate::storage::StorageError;
@@ -28,9 +28,6 @@ pub use own_key::{Durability, PublishIdentity};
 
 /// Requests that may wait.
 const QUEUE: usize = 64;
-
-/// Why an event that could not be read was rejected.
-const TOO_LARGE: &str = "too_large";
 
 /// Asks the keeper. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -247,7 +244,7 @@ impl Keeper {
                     let _ = reply.send(self.on_event(id, &data));
                 }
                 Request::SkipEvent { id, reply } => {
-                    self.count_rejected(None, id.as_deref(), TOO_LARGE);
+                    self.count_rejected(None, id.as_deref(), history::TOO_LARGE);
                     self.advance(Arc::clone(&self.desired), EventMark { event_id: id, nonce: None });
                     let _ = reply.send(());
                 }
@@ -299,7 +296,7 @@ impl Keeper {
             }
         };
         let nonce = (verified.nonce.clone(), nonce_expiry(&verified));
-        let claims = claims_of(&verified);
+        let claims = history::claims_of(&verified);
         let event = match events::decode(&verified.event_type, &verified.payload) {
             Ok(event) => event,
             Err(error) => {
@@ -313,12 +310,7 @@ impl Keeper {
         self.awaits_pull |= applied.pull;
         tracing::debug!(event = verified.event_id, kind = verified.event_type, "event accepted");
         self.advance(Arc::new(applied.desired), EventMark { event_id: id, nonce: Some(nonce) });
-        let outcome = match &applied.unsupported {
-            None => Outcome::Applied,
-            Some(name) if EventKind::from_name(name).is_some() => Outcome::Unsupported,
-            Some(_) => Outcome::Unknown,
-        };
-        self.remember(Some(claims), None, outcome);
+        self.remember_verified(claims, applied.unsupported.as_deref());
         self.board.control(|control| {
             control.accepted += 1;
             if let Some(kind) = &applied.unsupported {
@@ -337,36 +329,6 @@ impl Keeper {
     ) -> EventOutcome {
         self.advance(Arc::clone(&self.desired), EventMark { event_id: id, nonce });
         EventOutcome { rejected: Some(reason), pull: pull == Pull::Yes, corrections: Vec::new() }
-    }
-
-    fn count_rejected(&self, claims: Option<Claims>, id: Option<&str>, reason: &'static str) {
-        let mut count = 0;
-        self.board.control(|control| {
-            let rejected = control.rejected.entry(reason).or_default();
-            *rejected += 1;
-            count = *rejected;
-        });
-        if count == 1 {
-            tracing::warn!(reason, event = id.unwrap_or(""), "event rejected; further ones are only counted");
-        }
-        self.remember(claims, id, Outcome::Rejected(reason));
-    }
-
-    /// Remembers an event for administrators; `id` is the stream's, for an event that says nothing of itself.
-    fn remember(&self, claims: Option<Claims>, id: Option<&str>, outcome: Outcome) {
-        let received = self.clock.now();
-        self.board.history().record(match claims {
-            Some(Claims { event_type, event_id, issued_at }) => {
-                Seen { received, event_type, event_id, issued_at: Some(issued_at), outcome }
-            }
-            None => Seen {
-                received,
-                event_type: String::new(),
-                event_id: id.unwrap_or_default().to_owned(),
-                issued_at: None,
-                outcome,
-            },
-        });
     }
 
     fn on_pull(&mut self, ticket: PullTicket, state: FullState) -> PullOutcome {
@@ -459,14 +421,6 @@ fn tell_rejected(board: &Board, desired: &Desired) {
 enum Pull {
     Yes,
     No,
-}
-
-fn claims_of(verified: &Verified) -> Claims {
-    Claims {
-        event_type: verified.event_type.clone(),
-        event_id: verified.event_id.clone(),
-        issued_at: verified.issued_at,
-    }
 }
 
 fn nonce_expiry(verified: &Verified) -> Timestamp {

@@ -135,6 +135,19 @@ impl Enroller {
         (self, LeaveRequests(sender))
     }
 
+    /// Has the reports sent that an identity before this one left: the control plane has none of `node`.
+    pub(super) async fn offer_reports_to(&self, node: &NodeId) {
+        let is_known = self.publish.borrow().as_ref().is_some_and(|identity| identity.node_id == *node);
+        if is_known {
+            return;
+        }
+        if let Some(surroundings) = &self.surroundings
+            && let Err(error) = surroundings.reports.offer_again().await
+        {
+            tracing::warn!(%error, "the reports are sent only once they change");
+        }
+    }
+
     pub(super) async fn on_leave(&mut self, request: Request) {
         let result = self.leave(request.leave).await;
         // An administrator who no longer waits is no error.

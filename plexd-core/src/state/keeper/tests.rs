@@ -7,6 +7,7 @@ use ed25519_dalek::SigningKey;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::control::history::Outcome;
 use crate::policy::PolicySet;
 use crate::state::samples::{StandingClock, data, envelope, peer, policies, public, signing_key};
 

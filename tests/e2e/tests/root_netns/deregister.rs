@@ -114,6 +114,9 @@ fn a_node_that_deregisters_leaves_nothing_but_its_reports_and_joins_again() {
     mesh.a.mesh_ip = status["identity"]["mesh_ip"].as_str().unwrap_or_default().to_owned();
     mesh.set_rules(&json!([mesh.allow(8080)]));
     mesh.a.wait_peers_up(1);
+    wait_until(SOON, "the report under the new identity", || {
+        mesh.control_plane.received(&mesh.a.id)["reports_current"]["health"]["version"] == 1
+    });
     let report = mesh.a.node.curl_unix("/v1/state/report/health", &put).with_status(200).json();
     assert_eq!(report["version"], 2, "versions go on: {report}");
 }
