@@ -184,6 +184,14 @@ fn the_json_has_its_documented_shape() {
     "pending": 1,
     "conflicted": 0
   },
+  "uploads": {
+    "metrics": {
+      "waiting": 4,
+      "sent": 100,
+      "overflowed": 0,
+      "refused": 0
+    }
+  },
   "local_state": {
     "metadata": 3,
     "data": 2,
