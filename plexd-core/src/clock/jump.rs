@@ -63,14 +63,17 @@ impl Handshakes {
         Self { stamps, started, before, highest: before, behind_since: None }
     }
 
-    /// Looks at the clock, once in a while. Without a `key` there are no handshakes.
+    /// Looks at the clock, once in a while. Without a `key` there are no handshakes, and those of an earlier one are done.
     pub(super) fn look(
         &mut self,
         key: Option<PublicKey>,
         wall: Timestamp,
         uptime: Duration,
     ) -> Option<Behind> {
-        let key = key?;
+        let Some(key) = key else {
+            (self.before, self.highest, self.behind_since) = (None, None, None);
+            return None;
+        };
         let stamp = match self.stamps {
             Stamps::Clock => wall,
             Stamps::SteadyFromStart => self.started.after(uptime),
@@ -157,8 +160,9 @@ mod tests {
     fn a_clock_that_was_later_before_the_start_is_behind_from_the_start() {
         let before = Some(Highest { time: at(500), key: key(1) });
         let mut handshakes = Handshakes::new(Stamps::Clock, before, at(0), up(1));
-        assert_eq!(handshakes.look(None, at(0), up(1)), None);
         assert_eq!(look(&mut handshakes, 1, 1, 2), Some((500, 499, 0)));
+        assert_eq!((handshakes.look(None, at(2), up(3)), handshakes.highest()), (None, None));
+        assert_eq!(look(&mut handshakes, 1, 3, 4), None, "the identity was given up");
         let mut handshakes = Handshakes::new(Stamps::Clock, before, at(0), up(1));
         assert_eq!(look(&mut handshakes, 2, 1, 2), None);
     }
