@@ -4,6 +4,7 @@
 //! - [`cli`], [`run`], [`supervisor`]: from the command line to running tasks and back
 //! - [`config`]: the configuration, checked
 //! - [`types`]: validated values
+//! - [`clock`]: what time it is
 //! - [`storage`]: how files are kept
 //! - [`status`]: what the node knows of its own health
 //! - [`identity`]: token, enrolment, keys
@@ -18,6 +19,7 @@
 
 pub mod admin;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod control;
 pub mod identity;

@@ -19,25 +19,27 @@ use tokio::sync::{Notify, mpsc};
 use tonic::transport::Server;
 
 use crate::admin::{self, AdminService, Administrators};
+use crate::clock::{ClockFile, ClockKeeper, Kept, NodeClock, Stamps};
 use crate::config::Config;
 use crate::control::client::{Client, ClientConfig};
 use crate::control::session::{self, Conversation, Session};
 use crate::identity::{
     self, Announced, Consent, CurrentIdentity, Enroller, Extent, IdentityStore, Leave, LeaveRequests,
-    Machine, TokenLookup, Unfinished,
+    Machine, TokenLookup, TokenSearch, Unfinished,
 };
+use crate::kernel::Backend;
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
 use crate::kernel::wireguard::{self, Prepared};
 use crate::node_state::{self, ApiToken, NodeStateService, SecretReader, SecretRules, Sidecar};
-use crate::reconcile::{Kernel, Reconciler, Wiring};
+use crate::reconcile::{Kernel, Mesh, Reconciler, Wiring};
 use crate::reports::{ReportSync, Reports};
 use crate::state::State;
 use crate::status::{Board, Subsystem};
 use crate::storage::DataDir;
 use crate::supervisor::{Shutdown, Supervisor};
-use crate::types::{Clock, SystemClock};
+use crate::types::Clock;
 
 /// Users and groups, as packaging/sysusers.d makes them.
 const CORE_USER: &str = "plexd-core";
@@ -49,6 +51,9 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// How long deregistration may hold up a stop.
 const DEREGISTER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How often a node whose identity is refused looks for a new token.
+const TOKEN_PERIOD: Duration = Duration::from_mins(1);
 
 /// How long threads have to finish once everything has stopped.
 const THREADS_DEADLINE: Duration = Duration::from_secs(1);
@@ -67,6 +72,7 @@ struct Acquired {
     administrators: Administrators,
     secrets: SecretRules,
     token: TokenLookup,
+    clock: Arc<NodeClock>,
     client: Client,
     machine: Machine,
     wireguard: Prepared,
@@ -107,13 +113,16 @@ fn acquire_all(config: &Config) -> anyhow::Result<Acquired> {
     if privilege::started_as(&user)? == Start::Root {
         DataDir::prepare(&config.data_dir, &user)?;
     }
+    let clock = Arc::new(NodeClock::system());
+    let client = ClientConfig {
+        base: config.api.clone(),
+        ca_file: config.api_ca_file.clone(),
+        version: env!("CARGO_PKG_VERSION"),
+    };
     let token_file = config.node_api.http_token_file.as_deref().filter(|_| config.node_api.http_enabled);
     let acquired = Acquired {
-        client: Client::new(ClientConfig {
-            base: config.api.clone(),
-            ca_file: config.api_ca_file.clone(),
-            version: env!("CARGO_PKG_VERSION"),
-        })?,
+        client: Client::with_clock(client, Arc::clone(&clock))?,
+        clock,
         machine: Machine::new(config.hostname.as_deref()).context("cannot read the host name")?,
         secrets: SecretRules {
             group: secrets_group.as_raw(),
@@ -149,15 +158,15 @@ struct Opened {
     enroller: Enroller,
     join: identity::JoinRequests,
     pulls: Arc<Notify>,
+    clock: (Arc<NodeClock>, ClockFile, Kept),
     unfinished: Option<Unfinished>,
 }
 
 async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let board = Board::default();
     let mut supervisor = Supervisor::default();
     let shutdown = supervisor.shutdown();
-    let Acquired { client, machine, token, wireguard, secrets, .. } = acquired;
+    let Acquired { client, machine, token, wireguard, secrets, clock, .. } = acquired;
     let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &clock)?;
 
     let drift = session::drift_queue();
@@ -169,6 +178,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         name: "pull",
     };
     let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
+    let backend = kernel.wireguard.backend();
     let wiring = Wiring {
         desired: opened.state.desired(),
         identity: opened.identity.clone(),
@@ -179,6 +189,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let (mesh, mut reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
     finish_departure(opened.unfinished.as_ref(), &mut reconciler, &board).await;
     reconciler.start().await;
+    keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), backend));
     let (enroller, leave) = opened.enroller.leaving(mesh.clone(), opened.reports.clone());
     supervisor.spawn("enrolment", enroller.run(shutdown.clone()));
 
@@ -276,18 +287,24 @@ fn open(
     supervisor: &mut Supervisor,
     (client, machine, token): (&Client, &Machine, TokenLookup),
     board: &Board,
-    clock: &Arc<dyn Clock>,
+    node_clock: &Arc<NodeClock>,
 ) -> anyhow::Result<Opened> {
     let shutdown = supervisor.shutdown();
     let directory = DataDir::open(&config.data_dir)?;
     let unfinished = identity::resume_departure(&directory)?;
-    let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
+    let file = ClockFile::new(&directory);
+    let (kept, problem) = file.load(node_clock.now())?;
+    node_clock.remember(&kept);
+    board.set(Subsystem::Storage, "clock", problem);
+    let clock: Arc<dyn Clock> = Arc::clone(node_clock) as _;
+    let (reports, writer) =
+        Reports::open(&directory.file("reports.redb"), Arc::clone(&clock), board.clone())?;
     let state_path = directory.file("state.redb");
     let store = IdentityStore::new(directory);
     let mut loaded = store.load(clock.as_ref())?;
     let announced = store.announced();
     let registered = loaded.identity.as_ref().map(|identity| identity.signing_key);
-    let (state, mut keeper) = State::open(&state_path, Arc::clone(clock), board.clone(), registered)?;
+    let (state, mut keeper) = State::open(&state_path, clock, board.clone(), registered)?;
     if let Some(identity) = &loaded.identity {
         keeper.trust_at_first(identity.signing_key);
     }
@@ -299,7 +316,18 @@ fn open(
         Enroller::new(start, client.clone(), state.clone(), board.clone(), Arc::clone(&pulls));
     supervisor.spawn("state", keeper.run(shutdown.clone()));
     supervisor.spawn("reports", writer.run(shutdown));
-    Ok(Opened { state, reports, identity, announced, enroller, join, pulls, unfinished })
+    let enroller = enroller.searching(TokenSearch::new(config.token.clone(), TOKEN_PERIOD));
+    let clock = (Arc::clone(node_clock), file, kept);
+    Ok(Opened { state, reports, identity, announced, enroller, join, pulls, clock, unfinished })
+}
+
+/// Starts the task that keeps what is known of the time and tells what is wrong with the clock.
+fn keep_clock(supervisor: &mut Supervisor, opened: &Opened, board: &Board, (mesh, backend): (Mesh, Backend)) {
+    let (clock, file, kept) = opened.clock.clone();
+    let stamps = Stamps::from(backend);
+    let keeper =
+        ClockKeeper::new(clock, (file, kept), board.clone(), opened.identity.clone(), (mesh, stamps));
+    supervisor.spawn("clock", keeper.run(supervisor.shutdown()));
 }
 
 /// Opens the kernel's interfaces and starts the tasks that listen to it.

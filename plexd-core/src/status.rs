@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::SignedDuration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -41,6 +42,8 @@ pub enum Subsystem {
     Reports,
     /// Metrics, logs and audit records.
     Observability,
+    /// The machine's clock.
+    Clock,
 }
 
 impl Subsystem {
@@ -54,6 +57,7 @@ impl Subsystem {
             Self::Policy => "policy",
             Self::Reports => "reports",
             Self::Observability => "observability",
+            Self::Clock => "clock",
         }
     }
 }
@@ -91,6 +95,8 @@ pub struct ControlStatus {
     pub rejected: BTreeMap<&'static str, u64>,
     /// Verified events this version has no feature for, by type.
     pub unsupported: BTreeMap<String, u64>,
+    /// How far the machine's clock is ahead of the control plane's; zero where that cannot be told from none.
+    pub clock_skew: Option<SignedDuration>,
     /// What became of metrics, logs and audit records, by kind.
     pub uploads: BTreeMap<&'static str, Counts>,
 }

@@ -151,6 +151,13 @@ impl AdminService {
                 .map(|(reason, count)| ((*reason).to_owned(), *count))
                 .collect(),
             events_unsupported: control.unsupported,
+            clock_skew_ms: control.clock_skew.map(|skew| {
+                i64::try_from(skew.as_millis()).unwrap_or(if skew.is_negative() {
+                    i64::MIN
+                } else {
+                    i64::MAX
+                })
+            }),
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::machine::Machine;
 use super::rotation::Rotation;
 use super::store::{IdentityStore, Loaded};
-use super::token::{Token, TokenLookup};
+use super::token::{Token, TokenLookup, TokenSearch};
 use super::{CurrentIdentity, Identity};
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{Client, ClientError};
@@ -89,6 +89,8 @@ pub struct Enroller {
     board: Board,
     private_key: Option<PrivateKey>,
     token: Option<Token>,
+    /// Where to look for another; `None`: nowhere.
+    search: Option<TokenSearch>,
     publish: watch::Sender<Option<Arc<Identity>>>,
     joins: mpsc::Receiver<Join>,
     rotation: Rotation,
@@ -174,7 +176,7 @@ impl Enroller {
             name: "rotation",
         };
         let rotation = Rotation::new(store.clone(), session, state.clone(), publish.clone(), pending_key);
-        let surroundings = None;
+        let (search, surroundings) = (None, None);
         let task = Self {
             store,
             client,
@@ -183,12 +185,20 @@ impl Enroller {
             board,
             private_key,
             token,
+            search,
             publish,
             joins,
             rotation,
             surroundings,
         };
         (task, current, JoinRequests(sender))
+    }
+
+    /// Lets it look for a new token when the control plane refuses the identity.
+    #[must_use]
+    pub fn searching(mut self, search: TokenSearch) -> Self {
+        self.search = Some(search);
+        self
     }
 
     /// Enrols the node as soon as there is a token, and answers those who bring one.
@@ -198,11 +208,12 @@ impl Enroller {
         loop {
             // Before the look at it: what changes from here on ends the wait below.
             enrolment.mark_unchanged();
+            let search_again = self.search_for_token();
             let pending = if self.needs_identity() { self.token.clone() } else { None };
             let wait = match pending {
                 None => {
                     self.tell_what_is_missing();
-                    None
+                    search_again
                 }
                 // Cancel safe: whatever was done before the cancellation is on disk.
                 Some(token) => tokio::select! {
@@ -265,6 +276,26 @@ impl Enroller {
         self.publish.borrow().is_none() || self.board.enrolment() != Enrolment::Enrolled
     }
 
+    /// Looks for a token, if the identity is refused and there is none; returns after how long to look again. A node without
+    /// any identity waits for somebody to enrol it: it may have been taken out on purpose.
+    fn search_for_token(&mut self) -> Option<Duration> {
+        let is_refused = self.publish.borrow().is_some() && self.board.enrolment() == Enrolment::Unauthorized;
+        let search = self.search.as_ref().filter(|_| is_refused && self.token.is_none())?;
+        match search.look(|name| std::env::var(name).ok()) {
+            Ok(token) => self.token = Some(token),
+            // What the control plane said of the last token says more.
+            Err(_) if self.board.has(Subsystem::Enrolment) => {}
+            Err(problem) => self.board.raise(Subsystem::Enrolment, "token", problem),
+        }
+        Some(search.period())
+    }
+
+    fn forget_token(&mut self) {
+        if let (Some(token), Some(search)) = (self.token.take(), &mut self.search) {
+            search.tried(&token);
+        }
+    }
+
     fn tell_what_is_missing(&self) {
         if self.publish.borrow().is_none() {
             self.board.set_enrolment(Enrolment::WaitingForToken);
@@ -303,7 +334,7 @@ impl Enroller {
 
     /// Gives the token up: it will not be accepted, now or later.
     fn refuse(&mut self, problem: String) {
-        self.token = None;
+        self.forget_token();
         let is_known = self.publish.borrow().is_some();
         self.board.set_enrolment(if is_known { Enrolment::Unauthorized } else { Enrolment::WaitingForToken });
         self.board.clear(Subsystem::Enrolment, "register");
@@ -376,7 +407,7 @@ impl Enroller {
             tracing::warn!(%error, "first peers not taken over; the next pull brings them");
         }
         self.offer_reports_to(&identity.node_id).await;
-        self.token = None;
+        self.forget_token();
         self.board.clear(Subsystem::Enrolment, "token");
         self.board.clear(Subsystem::Enrolment, "register");
         self.board.clear(Subsystem::Storage, "identity");

@@ -24,7 +24,7 @@ pub use enrol::{
 };
 pub use machine::Machine;
 pub use store::{IdentityStore, Loaded};
-pub use token::{Token, TokenError, TokenLookup, find as find_token};
+pub use token::{Token, TokenError, TokenLookup, TokenSearch, find as find_token};
 
 /// The node's identity, as registration gave it, and the key that belongs to it.
 #[derive(Debug, Clone)]

@@ -33,6 +33,13 @@ pub struct MeshStatus {
 }
 
 impl MeshStatus {
+    /// Returns whether a peer in WireGuard has had no fresh handshake `lasting` until now. WireGuard tells when a handshake
+    /// was by the clock: where the clock went back, one from before is in the future now and of no age at all.
+    pub fn lacks_handshakes(&self, lasting: Duration) -> bool {
+        let is_since = |age: Duration| !age.is_zero() && age <= lasting && age < FRESH;
+        self.peers.iter().any(|peer| peer.configured && !peer.handshake_age.is_some_and(is_since))
+    }
+
     /// Returns the number of peers with a fresh handshake.
     pub fn peers_up(&self) -> usize {
         self.peers.iter().filter(|peer| peer.handshake_age.is_some_and(|age| age < FRESH)).count()
@@ -88,4 +95,48 @@ pub(super) fn peers(desired: &Desired, wanted: Option<&Wanted>, device: &Observe
         }
     };
     desired.peers.values().map(status).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn handshakes_count_from_when_the_clock_went_back_and_while_they_are_fresh() {
+        let lacking = |configured, age: Option<u64>, lasting| {
+            let peer = PeerStatus {
+                id: "n_b".parse().unwrap(),
+                public_key: PublicKey::from_bytes([2; 32]),
+                mesh_ip: [10, 100, 0, 2].into(),
+                endpoint: None,
+                allowed_ips: BTreeSet::new(),
+                configured,
+                problem: None,
+                handshake_age: age.map(Duration::from_secs),
+                rx_bytes: 0,
+                tx_bytes: 0,
+            };
+            let status = MeshStatus {
+                backend: Backend::Kernel,
+                backend_reason: String::new(),
+                peers: vec![peer],
+                policies: Arc::default(),
+                refused: None,
+                last_success: None,
+            };
+            status.lacks_handshakes(Duration::from_secs(lasting))
+        };
+        for (age, lasting, expected) in [
+            (None, 60, true),
+            (Some(30), 60, false),
+            (Some(90), 60, true),
+            (Some(179), 900, false),
+            (Some(180), 900, true),
+            // Of the future: from before the clock went back.
+            (Some(0), 60, true),
+        ] {
+            assert_eq!(lacking(true, age, lasting), expected, "{age:?} {lasting}");
+            assert!(!lacking(false, age, lasting));
+        }
+    }
 }

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod artifact;
+mod clock;
 mod server;
 
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use plexd_core::clock::NodeClock;
 use plexd_core::control::client::{Client, ClientConfig, Credentials, SetupError};
 use plexd_core::types::NodeSecretKey;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
@@ -39,14 +40,18 @@ pub(crate) struct Server {
 impl Server {
     /// Serves the answers, one per connection, with a certificate for `name` of an authority of its own.
     pub(crate) async fn start(name: &str, answers: Vec<Answer>) -> Self {
+        Self::certified(CertificateParams::new(vec![name.to_owned()]).unwrap(), answers).await
+    }
+
+    /// Serves the answers, one per connection, with a certificate of an authority of its own.
+    pub(crate) async fn certified(certificate: CertificateParams, answers: Vec<Answer>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut authority = CertificateParams::new(vec![]).unwrap();
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate().unwrap()).unwrap();
         std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
         let key = KeyPair::generate().unwrap();
-        let certificate =
-            CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, &authority).unwrap();
+        let certificate = certificate.signed_by(&key, &authority).unwrap();
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -77,6 +82,10 @@ impl Server {
 
     pub(crate) fn client(&self) -> Client {
         client(self.address, Some(self.ca())).unwrap()
+    }
+
+    pub(crate) fn client_by(&self, clock: &Arc<NodeClock>) -> Client {
+        Client::with_clock(config(self.address, Some(self.ca())), Arc::clone(clock)).unwrap()
     }
 
     pub(crate) fn request(&self) -> String {
@@ -140,11 +149,11 @@ async fn read_request(stream: &mut TlsStream<TcpStream>) -> String {
 }
 
 pub(crate) fn client(address: SocketAddr, ca_file: Option<PathBuf>) -> Result<Client, SetupError> {
-    Client::new(ClientConfig {
-        base: format!("https://{address}/").parse().unwrap(),
-        ca_file,
-        version: "1.2.3",
-    })
+    Client::new(config(address, ca_file))
+}
+
+fn config(address: SocketAddr, ca_file: Option<PathBuf>) -> ClientConfig {
+    ClientConfig { base: format!("https://{address}/").parse().unwrap(), ca_file, version: "1.2.3" }
 }
 
 pub(crate) fn who() -> Credentials {

@@ -1,8 +1,10 @@
 //! A development control plane within the test's own process, and its admin API.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
+use plexd_core::clock::NodeClock;
 use plexd_core::control::client::{Client, ClientConfig, Credentials};
 use plexd_core::control::convert::Registration;
 use plexd_core::control::wire::{self, RegisterRequest, SecretText};
@@ -24,6 +26,7 @@ pub(crate) struct Devcp {
     admin: String,
     http: reqwest::Client,
     pub(crate) client: Client,
+    config: ClientConfig,
     pub(crate) dir: TempDir,
 }
 
@@ -39,18 +42,23 @@ impl Devcp {
         let free = "127.0.0.1:0".parse().unwrap();
         let options = Options { listen: free, admin: free, state: dir.path().to_owned(), names: vec![] };
         let server = Server::bind(options).await.unwrap();
-        let client = Client::new(ClientConfig {
+        let config = ClientConfig {
             base: format!("https://{}", server.wire_addr()).parse().unwrap(),
             ca_file: Some(server.ca_path().to_owned()),
             version: "1.2.3",
-        });
+        };
         Self {
             admin: format!("http://{}/admin", server.admin_addr()),
-            client: client.unwrap(),
+            client: Client::new(config.clone()).unwrap(),
+            config,
             http: reqwest::Client::builder().no_proxy().build().unwrap(),
             server: tokio::spawn(server.run()),
             dir,
         }
+    }
+
+    pub(crate) fn client_by(&self, clock: &Arc<NodeClock>) -> Client {
+        Client::with_clock(self.config.clone(), Arc::clone(clock)).unwrap()
     }
 
     /// An admin request, which has to succeed.

@@ -5,5 +5,6 @@
 mod artifacts;
 mod batches;
 mod capabilities;
+mod clock;
 mod conformance;
 mod devcp;

@@ -71,6 +71,8 @@ struct ControlPlane {
     events_rejected: BTreeMap<String, u64>,
     /// By event type.
     events_unsupported: BTreeMap<String, u64>,
+    /// How far this node's clock is ahead of the control plane's, in seconds; negative: behind.
+    clock_skew_seconds: Option<i64>,
 }
 
 /// The mesh interface.
@@ -199,6 +201,7 @@ impl ControlPlane {
             events_accepted: control.events_accepted,
             events_rejected: control.events_rejected,
             events_unsupported: control.events_unsupported,
+            clock_skew_seconds: control.clock_skew_ms.map(|skew| skew / 1000),
         }
     }
 }
@@ -228,6 +231,7 @@ impl View for Status {
             ("peers", self.mesh.peers_line(terminal)),
             ("control plane", self.control_plane.line(terminal)),
             ("events", self.control_plane.events_line()),
+            ("clock", self.control_plane.clock_line()),
             ("policy", one_line(&self.policy.line())),
             ("reports", self.reports.line()),
             ("state", self.local_state.line()),
@@ -325,6 +329,17 @@ impl ControlPlane {
             total(&self.events_unsupported),
             kinds(&self.events_unsupported)
         ))
+    }
+
+    fn clock_line(&self) -> String {
+        match self.clock_skew_seconds {
+            None => "not compared with the control plane's yet".into(),
+            Some(0) => "as the control plane's".into(),
+            Some(skew) => {
+                let side = if skew < 0 { "behind" } else { "ahead of" };
+                format!("{} {side} the control plane's", span(skew.unsigned_abs()))
+            }
+        }
     }
 }
 

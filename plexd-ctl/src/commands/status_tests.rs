@@ -34,6 +34,7 @@ fn healthy() -> wire::StatusResponse {
             events_accepted: 12,
             events_rejected: [("replay".into(), 1), ("stale".into(), 2)].into(),
             events_unsupported: [("action_request".into(), 1)].into(),
+            clock_skew_ms: Some(-412_400),
         }),
         mesh: Some(wire::Mesh {
             interface: "plexd0".into(),
@@ -74,6 +75,7 @@ mesh           10.100.0.1 on plexd0, UDP port 51820, MTU 1420, userspace backend
 peers          1 up / 2 configured / 3 desired, reconciled 7s ago
 control plane  https://192.0.2.1:8443, stream connected (last byte 2s ago), last answer 12s ago
 events         12 accepted, 3 rejected (replay 1, stale 2), 1 unsupported (action_request 1)
+clock          6m 52s behind the control plane's
 policy         1 policy, 2 rules, default deny
 reports        3 entries, 1 pending, 0 conflicted
 state          3 metadata, 2 data entries, 1 secret
@@ -113,7 +115,19 @@ fn a_fresh_node_says_that_it_waits_for_a_token() {
     response.identity.get_or_insert_default().set_enrolment(wire::Enrolment::WaitingForToken);
     let text = render(response, Colours::Plain);
     assert!(text.contains("node           -, waiting for token\n"), "{text}");
+    assert!(text.contains("clock          not compared with the control plane's yet\n"), "{text}");
     assert!(text.contains("never reconciled") && text.contains("last byte never"), "{text}");
+}
+
+#[test]
+fn the_clock_is_compared_with_the_control_planes() {
+    for (skew, expected) in [(0, "as the control plane's"), (7_200_000, "2h 0m ahead of the control plane's")]
+    {
+        let mut response = healthy();
+        response.control_plane.get_or_insert_default().clock_skew_ms = Some(skew);
+        let text = render(response, Colours::Plain);
+        assert!(text.contains(&format!("clock          {expected}\n")), "{text}");
+    }
 }
 
 #[test]
@@ -159,7 +173,8 @@ fn the_json_has_its_documented_shape() {
     },
     "events_unsupported": {
       "action_request": 1
-    }
+    },
+    "clock_skew_seconds": -412
   },
   "mesh": {
     "interface": "plexd0",

@@ -6,7 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use rustls::CertificateError;
+use rustls::pki_types::UnixTime;
 
 use super::endpoints::{self, Call};
 
@@ -299,17 +301,36 @@ fn certificate_reason(problem: &CertificateError, ca_file: Option<&Path>) -> Str
                     .to_owned()
             }
         },
-        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            "it has expired; renew it, or check this machine's clock".to_owned()
-        }
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            "it is not valid yet; check this machine's clock".to_owned()
-        }
+        CertificateError::ExpiredContext { time, not_after } => format!(
+            "it expired at {}, and this node takes it to be {}; renew it, or check this machine's clock",
+            written(*not_after),
+            written(*time)
+        ),
+        CertificateError::NotValidYetContext { time, not_before } => format!(
+            "it is valid from {} on, and this node takes it to be {}; check this machine's clock",
+            written(*not_before),
+            written(*time)
+        ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "it is for another host name; check 'api'".to_owned()
         }
         other => format!("{other}; check 'api' and api_ca_file"),
     }
+}
+
+/// Returns whether the control plane's certificate is refused for the time.
+pub(super) fn is_of_time(error: &reqwest::Error) -> bool {
+    matches!(
+        certificate_error(error),
+        Some(CertificateError::ExpiredContext { .. } | CertificateError::NotValidYetContext { .. })
+    )
+}
+
+fn written(time: UnixTime) -> Timestamp {
+    i64::try_from(time.as_secs())
+        .ok()
+        .and_then(|second| Timestamp::from_second(second).ok())
+        .unwrap_or(Timestamp::MAX)
 }
 
 /// Returns the causes of an error in one line, without the URL.

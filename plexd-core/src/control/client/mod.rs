@@ -7,17 +7,20 @@ mod endpoints;
 mod error;
 mod records;
 mod stream;
+mod tls;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, HeaderValue};
-use reqwest::{Certificate, Method, RequestBuilder, Response, StatusCode, Url, redirect};
+use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-use crate::types::{NodeId, NodeSecretKey};
+use crate::clock::NodeClock;
+use crate::types::{Clock, NodeId, NodeSecretKey};
 
 use super::backoff::retry_after;
 
@@ -59,6 +62,8 @@ pub struct Client {
     http: reqwest::Client,
     base: String,
     ca_file: Option<PathBuf>,
+    clock: Arc<NodeClock>,
+    certificates: Arc<tls::Verifier>,
 }
 
 /// What a request is authenticated with.
@@ -87,27 +92,33 @@ struct Request<'a> {
 }
 
 impl Client {
-    /// Makes the client. The CA file is read now, once.
+    /// Makes a client of the machine's clock. The CA file is read now, once.
     pub fn new(config: ClientConfig) -> Result<Self, SetupError> {
+        Self::with_clock(config, Arc::new(NodeClock::system()))
+    }
+
+    /// Makes a client that judges certificates by `clock`, and tells it the time that the control plane states.
+    pub fn with_clock(config: ClientConfig, clock: Arc<NodeClock>) -> Result<Self, SetupError> {
         if config.base.scheme() != "https" {
             return Err(SetupError::NotHttps(config.base.to_string()));
         }
-        // Fails only if there is one already, which then serves as well.
+        // For others in this process that speak TLS; fails only if there is one already, which then serves as well.
         let _installed = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder()
+        let (tls, certificates) = tls::configure(config.ca_file.as_deref(), &clock)?;
+        let builder = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
             .user_agent(format!("plexd-core/{}", config.version))
             .https_only(true)
             .redirect(redirect::Policy::none())
             .referer(false)
             .connect_timeout(CONNECT_TIMEOUT);
-        if let Some(path) = &config.ca_file {
-            builder = builder.tls_certs_only(read_certificates(path)?);
-        }
         let http = builder.build().map_err(|error| SetupError::Tls(error::causes(&error)))?;
         Ok(Self {
             http,
             base: config.base.as_str().trim_end_matches('/').to_owned(),
             ca_file: config.ca_file,
+            clock,
+            certificates,
         })
     }
 
@@ -140,15 +151,19 @@ impl Client {
     /// Sends a request and returns the head of the answer, which is a success (or a 304 to a state pull).
     async fn send(&self, request: Request<'_>) -> Result<Response, ClientError> {
         let Request { call, credential, builder } = request;
+        let sent = self.clock.uptime();
         let mut response = builder.send().await.map_err(|error| self.transport(call, &error))?;
         let status = response.status();
         // Only a state pull is ever conditional.
         let is_unmodified = status == StatusCode::NOT_MODIFIED && call == endpoints::STATE;
         if status.is_success() || is_unmodified {
+            if let Some(date) = date(response.headers()) {
+                self.clock.answered(date, sent, |time| self.certificates.allows(time));
+            }
             return Ok(response);
         }
         let body = self.body(call, &mut response, Detail::MAX).await.unwrap_or_default();
-        Err(refusal(call, &response, Detail::of(&body, credential.text())))
+        Err(refusal(call, &response, Detail::of(&body, credential.text()), self.clock.now()))
     }
 
     /// Reads a body of at most `limit` bytes.
@@ -174,6 +189,9 @@ impl Client {
     }
 
     fn transport(&self, call: Call, error: &reqwest::Error) -> ClientError {
+        if error::is_of_time(error) {
+            self.clock.distrust();
+        }
         error::transport(call, error, REQUEST_TIMEOUT, self.ca_file.as_deref())
     }
 }
@@ -219,12 +237,10 @@ impl Answer {
     }
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<Certificate>, SetupError> {
-    let pem = std::fs::read(path).map_err(|source| SetupError::ReadCa { path: path.to_owned(), source })?;
-    match Certificate::from_pem_bundle(&pem) {
-        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        _ => Err(SetupError::NoCertificate(path.to_owned())),
-    }
+/// Returns the time that an answer states.
+fn date(headers: &HeaderMap) -> Option<Timestamp> {
+    let text = headers.get(DATE)?.to_str().ok()?;
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.trim()).ok()
 }
 
 fn bearer(call: Call, secret: &NodeSecretKey) -> Result<HeaderValue, ClientError> {
@@ -241,7 +257,7 @@ fn not_found(call: Call) -> ClientError {
     ClientError::NotFound { call, detail: Detail::default() }
 }
 
-fn refusal(call: Call, response: &Response, detail: Detail) -> ClientError {
+fn refusal(call: Call, response: &Response, detail: Detail, now: Timestamp) -> ClientError {
     let status = response.status();
     match status {
         StatusCode::UNAUTHORIZED => ClientError::Unauthorized { call, detail },
@@ -250,7 +266,7 @@ fn refusal(call: Call, response: &Response, detail: Detail) -> ClientError {
         StatusCode::CONFLICT => ClientError::Conflict { call, detail },
         StatusCode::PAYLOAD_TOO_LARGE => ClientError::TooLarge { call, detail },
         StatusCode::TOO_MANY_REQUESTS => {
-            ClientError::RateLimited { call, retry_after: retry_after(response.headers(), Timestamp::now()) }
+            ClientError::RateLimited { call, retry_after: retry_after(response.headers(), now) }
         }
         StatusCode::REQUEST_TIMEOUT => ClientError::Server { call, status: status.as_u16() },
         _ if status.is_server_error() => ClientError::Server { call, status: status.as_u16() },

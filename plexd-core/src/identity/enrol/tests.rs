@@ -20,6 +20,15 @@ struct Rig {
 }
 
 fn start(folder: tempfile::TempDir, client: Client, token: TokenLookup) -> Rig {
+    searching(folder, client, token, None)
+}
+
+fn searching(
+    folder: tempfile::TempDir,
+    client: Client,
+    token: TokenLookup,
+    search: Option<TokenSearch>,
+) -> Rig {
     let board = Board::default();
     let directory = DataDir::open(folder.path()).unwrap();
     let clock = Arc::new(SystemClock);
@@ -31,6 +40,10 @@ fn start(folder: tempfile::TempDir, client: Client, token: TokenLookup) -> Rig {
     let start = Start { store, loaded, token, machine };
     let (enroller, identity, join) =
         Enroller::new(start, client, state.clone(), board.clone(), Arc::default());
+    let enroller = match search {
+        Some(search) => enroller.searching(search),
+        None => enroller,
+    };
     let shutdown = Shutdown::new();
     let tasks =
         vec![tokio::spawn(keeper.run(shutdown.clone())), tokio::spawn(enroller.run(shutdown.clone()))];
@@ -203,5 +216,42 @@ async fn a_node_secret_key_of_31_bytes_is_a_clear_error_and_nothing_is_stored() 
     rig.problem("node_secret_key has 31 bytes, not 32").await;
     assert!(rig.identity.borrow().is_none() && !rig.has_file("identity.json"));
     assert!(!rig.problems().contains("FfxsQVb4"));
+    rig.stopped().await;
+}
+
+#[tokio::test]
+async fn a_node_that_the_control_plane_forgot_takes_a_new_token_from_its_file_and_keeps_its_data() {
+    let plane = DevControlPlane::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("token");
+    let used = plane.token().await;
+    std::fs::write(&file, &used).unwrap();
+    let env = "PLEXD_NO_SUCH_VARIABLE".to_owned();
+    let sources = crate::config::TokenSources { file: file.clone(), file_configured: true, env };
+    let search = TokenSearch::new(sources, Duration::from_millis(50));
+    let mut rig = searching(tempfile::tempdir().unwrap(), plane.client(), found(&used), Some(search));
+    let first = rig.enrolled().await;
+    let ticket = rig.state.begin_pull().await.unwrap();
+    let state = crate::state::FullState {
+        data: vec![crate::state::samples::data("routes", 3)],
+        ..crate::state::FullState::default()
+    };
+    rig.state.pulled(ticket, state).await.unwrap();
+
+    plane.client().deregister(&first.credentials()).await.unwrap();
+    rig.board.set_enrolment(Enrolment::Unauthorized);
+    rig.problem("there is no new bootstrap token; put one into ").await;
+    assert_eq!(rig.board.enrolment(), Enrolment::Unauthorized, "the token that was used is not tried again");
+    std::fs::write(&file, "plx_enroll_bogus").unwrap();
+    rig.problem("invalid, expired or already used; get a new one").await;
+    assert_eq!(rig.board.enrolment(), Enrolment::Unauthorized);
+    std::fs::write(&file, plane.token().await).unwrap();
+    let again = rig
+        .identity
+        .wait_for(|identity| identity.as_ref().is_some_and(|identity| identity.node_id != first.node_id));
+    let again = tokio::time::timeout(Duration::from_mins(1), again).await.expect("enrols").unwrap().clone();
+    assert_eq!(again.unwrap().private_key.public(), first.private_key.public());
+    assert_eq!((rig.board.enrolment(), rig.problems()), (Enrolment::Enrolled, String::new()));
+    assert!(rig.state.desired().borrow().data.get("routes").is_some());
     rig.stopped().await;
 }

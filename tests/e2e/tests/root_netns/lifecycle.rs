@@ -54,6 +54,24 @@ fn a_node_that_the_control_plane_forgot_joins_anew_and_keeps_its_reports() {
 }
 
 #[test]
+fn a_node_that_the_control_plane_forgot_takes_a_new_token_that_it_can_read() {
+    let single = Single::new("heartbeat:\n  interval: 5s\n");
+    single.put_report("health", "1");
+    single.wait_synced(|reports| reports["health"].is_object());
+    let node = &single.a.node;
+    // Until now the file is root's, with the token that was used.
+    node.write_token(&single.control_plane.token());
+    node.host().run(&["chown", "plexd-core", "/etc/plexd/bootstrap-token"]).expect_success();
+    deregister(&single);
+    let status = wait_status(node, "health under a new identity", |status| {
+        let id = &status["identity"]["node_id"];
+        status["health"] == "healthy" && id.is_string() && *id != single.a.id.as_str()
+    });
+    assert_eq!(status["identity"]["enrolment"], "enrolled");
+    node.curl_unix("/v1/state/report/health", &[]).expect_status(200);
+}
+
+#[test]
 fn a_stop_keeps_the_policy_or_takes_it_down_as_configured() {
     for (more, tables) in [("", 1), ("on_stop: teardown\n", 0)] {
         let mut single = Single::new(more);

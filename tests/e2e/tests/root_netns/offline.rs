@@ -3,7 +3,7 @@
 use plexd_e2e::wait_until;
 use serde_json::json;
 
-use crate::support::{Mesh, SOON, Single};
+use crate::support::{Mesh, SOON, Single, wait_problem};
 
 #[test]
 fn a_killed_core_restores_everything_without_the_control_plane() {
@@ -38,6 +38,31 @@ fn a_killed_core_restores_everything_without_the_control_plane() {
     let routes = b.node.host().run(&["ip", "route", "show", "dev", "plexd0"]).succeeded().stdout;
     assert!(routes.contains(&mesh.a.mesh_ip), "{routes}");
     assert_eq!(b.node.status()["identity"]["enrolment"], "enrolled");
+}
+
+/// The machine's clock is everybody's here, so that only what a node remembers of it can be moved.
+#[test]
+fn a_clock_that_was_later_before_a_restart_is_said_to_be_why_handshakes_fail() {
+    let mut mesh = Mesh::up();
+    let status = mesh.a.wait_status("a comparison of clocks", |status| {
+        status["control_plane"]["clock_skew_seconds"].is_number()
+    });
+    assert_eq!(status["control_plane"]["clock_skew_seconds"], 0);
+    assert_eq!(mesh.a.node.take_core().terminate().code(), Some(0));
+    // A handshake would show that none fails.
+    mesh.b.node.take_core().terminate();
+    let path = "/var/lib/plexd/clock.json";
+    let host = mesh.a.node.host();
+    let mut kept: serde_json::Value = host.run(&["cat", path]).succeeded().json();
+    assert!(kept["known"].is_string() && kept["told"].is_null(), "{kept}");
+    kept["highest"][0] = json!("2090-01-01T00:00:00Z");
+    host.run(&["sh", "-c", &format!("echo '{kept}' > {path}")]).expect_success();
+    mesh.a.node.start_core();
+    wait_problem(&mesh.a.node, &["went back", "until 2090-01-01T00:00:00Z", "rotate this node's key"]);
+    // A new key begins anew.
+    let path = format!("/admin/nodes/{}/heartbeat", mesh.a.id);
+    mesh.control_plane.admin("PUT", &path, Some(&json!({ "rotate_keys": true })));
+    mesh.a.wait_status("health", |status| status["health"] == "healthy");
 }
 
 fn sorted(lines: &str) -> Vec<String> {
