@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::ca::{self, Authority, CaError};
 use crate::faults::Faults;
+use crate::rates::Rates;
 use crate::reply::Reply;
 use crate::store::{Store, StoreError};
 use crate::{admin, wire};
@@ -69,6 +70,7 @@ pub enum ServerError {
 pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) faults: Faults,
+    pub(crate) rates: Rates,
 }
 
 /// A control plane that listens and has not begun to answer.
@@ -97,7 +99,7 @@ impl Server {
         let tls = TlsAcceptor::from(authority.server_config(&names)?);
         let (wire, wire_addr) = listen(options.listen).await?;
         let (admin, admin_addr) = listen(options.admin).await?;
-        let app = Arc::new(App { store, faults: Faults::new() });
+        let app = Arc::new(App { store, faults: Faults::new(), rates: Rates::default() });
         Ok(Self { app, wire, wire_addr, admin, admin_addr, tls, ca_path: authority.pem_path().to_owned() })
     }
 
@@ -128,6 +130,7 @@ impl Server {
             tokio::select! {
                 accepted = self.wire.accept() => {
                     let Some((stream, peer)) = usable(accepted).await else { continue };
+                    self.app.rates.connection();
                     if !*refusing.borrow() {
                         connections.spawn(serve_wire(Arc::clone(&self.app), self.tls.clone(), stream, peer));
                     }

@@ -136,6 +136,7 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
         (&Method::GET, ["nodes", id, "received"]) => received(app, &reply::segment(id)?),
         (&Method::PUT, ["nodes", id, "heartbeat"]) => set_heartbeat(app, &reply::segment(id)?, &body),
         (&Method::POST, ["signing-key", "rotate"]) => rotate_signing_key(app, &body),
+        (&Method::GET, ["rates"]) => Ok(reply::ok(&app.rates.shown())),
         (&Method::PUT, ["faults"]) => {
             app.faults.set(&optional::<Rule>(&body)?)?;
             Ok(reply::ok(&app.faults.shown()))
@@ -150,7 +151,7 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
 
 fn allowed(segments: &[&str]) -> Option<&'static str> {
     match segments {
-        ["nodes"] | ["nodes", _] | ["nodes", _, "received"] => Some("GET"),
+        ["rates" | "nodes"] | ["nodes", _] | ["nodes", _, "received"] => Some("GET"),
         ["tokens"] | ["nodes", _, "events"] | ["signing-key", "rotate"] => Some("POST"),
         ["nodes", _, "state" | "heartbeat"] => Some("PUT"),
         ["faults"] | ["nodes", _, "secrets", _] => Some("PUT, DELETE"),
