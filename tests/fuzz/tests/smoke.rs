@@ -12,7 +12,7 @@ use plexd_fuzz::{TARGETS, Target, corpus, target};
 const SEED: u64 = 2026;
 
 /// Inputs per target of an ordinary run.
-const ROUNDS: u64 = 600;
+const ROUNDS: u64 = 1500;
 
 fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;

@@ -94,7 +94,7 @@ fn vary(
         Value::Array(list) => list.iter_mut().for_each(|value| vary(value, texts, numbers)),
         Value::String(text) if text != TIME => *text = texts.next().unwrap_or_default(),
         Value::Number(_) => *value = numbers.next().unwrap_or_default().into(),
-        Value::Bool(_) => *value = (numbers.next().unwrap_or_default() % 2 == 0).into(),
+        Value::Bool(_) => *value = numbers.next().unwrap_or_default().is_multiple_of(2).into(),
         Value::String(_) | Value::Null => {}
     }
 }
