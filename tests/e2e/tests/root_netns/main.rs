@@ -4,6 +4,8 @@
 mod api;
 mod bad_input;
 mod control_plane;
+mod deregister;
+mod events;
 mod lifecycle;
 mod mesh;
 mod offline;
