@@ -8,7 +8,7 @@ PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help dependencies build check test test-vm demo demo-down bench-control bench-fleet
+.PHONY: help dependencies build check test test-vm fuzz demo demo-down bench-control bench-fleet
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -23,6 +23,7 @@ check: dependencies ## format, licences of dependencies, lints and documentation
 	$(CARGO) fmt --all --check
 	packaging/check-licences
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --package plexd-fuzz --features guided --bins -- -D warnings
 	@# Modules are private and documented all the same: the documents are for those who read the code.
 	RUSTDOCFLAGS='-Dwarnings -Arustdoc::private_intra_doc_links' \
 	    $(CARGO) doc --locked --workspace --no-deps --document-private-items
@@ -34,6 +35,11 @@ test: build ## every test; as root, for those in network namespaces
 	    set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
 	fi
 	$(CARGO) test --locked --workspace --doc
+
+fuzz: dependencies ## fuzzing guided by coverage; TARGET=one of them (else each), SECONDS=60 for each
+	@for target in $(or $(TARGET),$$(tests/fuzz/run targets)); do \
+	    nice tests/fuzz/run fuzz $$target $(or $(SECONDS),60) || exit; \
+	done
 
 demo: build ## two nodes and a control plane on this machine, shown step by step; KEEP=1 leaves them running
 	$(AS_ROOT) $(PROGRAMS)/plexd-demo up $(if $(KEEP),--keep)

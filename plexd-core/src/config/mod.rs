@@ -95,8 +95,7 @@ impl Config {
     }
 
     /// Reads a configuration from its text, without the environment.
-    #[cfg(test)]
-    pub(crate) fn from_text(text: &str) -> Result<Self, SettingsError> {
+    pub fn from_text(text: &str) -> Result<Self, SettingsError> {
         Self::from_file(settings::parse(text, Path::new("config.yaml"))?, |_| None)
     }
 

@@ -93,7 +93,8 @@ impl Parser {
         Self::with_limit(MAX_EVENT)
     }
 
-    fn with_limit(max_event: usize) -> Self {
+    /// Creates one that drops events over `max_event` bytes instead of [`MAX_EVENT`].
+    pub fn with_limit(max_event: usize) -> Self {
         Self {
             max_event,
             line: Vec::new(),
@@ -105,6 +106,11 @@ impl Parser {
             data: Vec::new(),
             is_too_large: false,
         }
+    }
+
+    /// Returns how many bytes are held of what is not complete: at most the limit twice, and a few more.
+    pub fn buffered(&self) -> usize {
+        self.line.len() + self.data.len()
     }
 
     /// Takes the next bytes and hands what they complete to `out`.
@@ -126,11 +132,12 @@ impl Parser {
     }
 
     fn extend_line(&mut self, part: &[u8]) {
-        let is_comment = self.line.is_empty() && part.first() == Some(&b':');
-        if is_comment {
-            self.state = LineState::Skipped;
-        }
         if self.state == LineState::Skipped {
+            return;
+        }
+        if self.is_comment(part) {
+            self.state = LineState::Skipped;
+            self.line.clear();
             return;
         }
         // The longest line that can be within the limit, with a byte order mark before it.
@@ -141,6 +148,16 @@ impl Parser {
             return;
         }
         self.line.extend_from_slice(part);
+    }
+
+    /// Returns whether the line is a comment, if `part` is what makes that clear.
+    fn is_comment(&self, part: &[u8]) -> bool {
+        if !self.is_first_line {
+            return self.line.is_empty() && part.first() == Some(&b':');
+        }
+        let mark = "\u{feff}:".as_bytes();
+        let mut start = self.line.iter().chain(part).take(mark.len()).peekable();
+        start.peek() == Some(&&b':') || start.eq(mark)
     }
 
     fn end_line(&mut self, out: &mut impl FnMut(Item)) {
@@ -289,11 +306,22 @@ mod tests {
 
     #[test]
     fn a_comment_of_any_length_is_no_event() {
-        let text = format!("data: a\n:{}\n\n", "x".repeat(1000));
-        assert_eq!(
-            parse_with(&mut Parser::with_limit(32), &[text.as_bytes()]),
-            [event(None, "message", "a")]
-        );
+        let comment = format!(":{}\n", "x".repeat(1000));
+        for text in [
+            format!("data: a\n{comment}\n"),
+            format!("{comment}data: a\n\n"),
+            // A byte order mark goes before the first line only.
+            format!("\u{feff}{comment}data: a\n\n"),
+        ] {
+            for size in [1, 2, 3, 4, 5, 2000] {
+                let chunks: Vec<_> = text.as_bytes().chunks(size).collect();
+                let items = parse_with(&mut Parser::with_limit(32), &chunks);
+                assert_eq!(items, [event(None, "message", "a")], "{text}");
+            }
+        }
+        let text = format!("data: a\n\u{feff}{comment}\n");
+        let items = parse_with(&mut Parser::with_limit(32), &[text.as_bytes()]);
+        assert_eq!(items, [Item::TooLarge { id: None }]);
     }
 
     #[test]

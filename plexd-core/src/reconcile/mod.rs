@@ -28,10 +28,10 @@ use crate::supervisor::Shutdown;
 use drift::Correction;
 use names::Names;
 use plan::{LastEndpoints, Observed, Reading};
-use wanted::{Input, Wanted};
 
 pub use apply::Kernel;
 pub use status::{MeshStatus, PeerStatus};
+pub use wanted::{Input, Resolved, Wanted, WantedPeer};
 
 /// Requests that may wait.
 const QUEUE: usize = 16;

@@ -45,11 +45,11 @@ pub struct WantedPeer {
 pub(super) const HIDDEN: &str = "no policy lets this node and the peer talk";
 
 /// Addresses of endpoints that are names.
-pub(super) type Resolved = BTreeMap<Endpoint, SocketAddr>;
+pub type Resolved = BTreeMap<Endpoint, SocketAddr>;
 
 /// What the kernel should have follows from these.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Input<'a> {
+pub struct Input<'a> {
     /// What the control plane wants.
     pub desired: &'a Desired,
     /// The policies to enforce; [`Desired::policies`], unless those cannot be compiled.
@@ -69,7 +69,7 @@ impl Input<'_> {
     ///
     /// # Errors
     /// If the policies cannot be compiled.
-    pub(super) fn wanted(&self) -> Result<Wanted, CompileError> {
+    pub fn wanted(&self) -> Result<Wanted, CompileError> {
         let ownership = self.ownership();
         let context = self.context(&ownership);
         let table = policy::compile(self.policies, &context)?;

@@ -143,7 +143,7 @@ impl<T: PartialEq> Ordered<T> {
         let mut seen = BTreeSet::new();
         for (position, entry) in (0..).zip(list) {
             let name = key(&entry).to_owned();
-            next.place(name.clone(), entry, Some(position));
+            next.place(name.clone(), entry, position);
             seen.insert(name);
         }
         for gone in self.entries.keys().filter(|key| !seen.contains(*key)) {
@@ -160,14 +160,17 @@ impl<T: PartialEq> Ordered<T> {
             *self = self.replaced(list, key);
             return;
         }
+        let mut end = self.entries.values().map(|placed| placed.position + 1).max().unwrap_or(0);
         for entry in list {
-            self.place(key(&entry).to_owned(), entry, None);
+            let name = key(&entry).to_owned();
+            let known = self.entries.get(&name).map(|placed| placed.position);
+            self.place(name, entry, known.unwrap_or(end));
+            end += u64::from(known.is_none());
         }
     }
 
-    fn place(&mut self, key: String, entry: T, position: Option<u64>) {
+    fn place(&mut self, key: String, entry: T, position: u64) {
         let known = self.entries.get(&key);
-        let position = position.or(known.map(|placed| placed.position)).unwrap_or_else(|| self.end());
         let entry = match known {
             Some(placed) if *placed.entry == entry => Arc::clone(&placed.entry),
             _ => Arc::new(entry),
@@ -176,10 +179,6 @@ impl<T: PartialEq> Ordered<T> {
         if known != Some(&placed) {
             self.entries.insert(key, placed);
         }
-    }
-
-    fn end(&self) -> u64 {
-        self.entries.values().map(|placed| placed.position + 1).max().unwrap_or(0)
     }
 }
 
@@ -320,15 +319,13 @@ impl Desired {
     #[must_use]
     pub fn rotated_to(&self, key: PublicKey, peers: Vec<Peer>) -> Self {
         let mut next = self.clone();
-        for peer in peers {
-            next.set_peer(peer);
-        }
+        next.set_peers(peers);
         next.own_key = OwnKey { rotation_wanted: false, confirmed: Some(key) };
         next
     }
 
     /// Returns whether nothing differs from `old`, of which this is a successor; costs by the number of differences.
-    pub(super) fn is_same_as(&self, old: &Self) -> bool {
+    pub fn is_same_as(&self, old: &Self) -> bool {
         let Self {
             peers,
             rejected_peers,
@@ -353,18 +350,23 @@ impl Desired {
             && Arc::ptr_eq(sections, &old.sections)
     }
 
-    /// Sets a peer. A key belongs to one peer: whoever had it under another id has lost it.
     fn set_peer(&mut self, peer: Peer) {
-        let stale: Vec<NodeId> = self
-            .peers
-            .values()
-            .filter(|other| other.public_key == peer.public_key && other.id != peer.id)
-            .map(|other| other.id.clone())
-            .collect();
+        self.set_peers(vec![peer]);
+    }
+
+    /// Sets peers, whose ids and keys are unique. A key belongs to one peer: whoever had it under another id has lost it.
+    fn set_peers(&mut self, peers: Vec<Peer>) {
+        let owners: BTreeMap<PublicKey, &NodeId> =
+            peers.iter().map(|peer| (peer.public_key, &peer.id)).collect();
+        let is_stale = |known: &Peer| owners.get(&known.public_key).is_some_and(|owner| **owner != known.id);
+        let stale: Vec<NodeId> =
+            self.peers.values().filter(|known| is_stale(known)).map(|known| known.id.clone()).collect();
         for id in stale {
             self.peers.remove(&id);
         }
-        self.insert_peer(peer);
+        for peer in peers {
+            self.insert_peer(peer);
+        }
     }
 
     /// Gives a peer its new keys; returns whether it is known.

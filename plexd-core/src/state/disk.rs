@@ -16,7 +16,7 @@ use crate::policy::{Action, Policy, PolicySet, Rule, Selector, Service};
 use crate::types::{PresharedKey, PublicKey, SigningPublicKey};
 
 /// A value that can be kept on disk.
-pub(super) trait OnDisk: Sized {
+pub trait OnDisk: Sized {
     /// Returns its text.
     fn to_disk(&self) -> serde_json::Result<Zeroizing<Vec<u8>>>;
     /// Parses its text; `None` if it is not what was written.

@@ -295,7 +295,7 @@ impl Keeper {
                 return self.reject(id, None, rejection.as_str(), Pull::No);
             }
         };
-        let nonce = (verified.nonce.clone(), nonce_expiry(&verified));
+        let nonce = (Nonces::kept_as(&verified.nonce).into_owned(), nonce_expiry(&verified));
         let claims = history::claims_of(&verified);
         let event = match events::decode(&verified.event_type, &verified.payload) {
             Ok(event) => event,

@@ -12,6 +12,7 @@ pub(crate) mod samples;
 mod store;
 
 pub use desired::{Applied, Desired, EntryChange, Ordered, Placed};
+pub use disk::OnDisk;
 pub use keeper::{Durability, EventOutcome, PublishIdentity, PullOutcome, PullTicket, State, StateKeeper};
 pub use model::*;
 pub use nonces::Nonces;

@@ -231,7 +231,7 @@ impl Detail {
     pub(super) const MAX: usize = 1024;
 
     /// Takes the `error` or `message` of a body, unless it holds `credential`.
-    pub(super) fn of(body: &[u8], credential: &str) -> Self {
+    pub fn of(body: &[u8], credential: &str) -> Self {
         #[derive(serde::Deserialize)]
         struct Body {
             error: Option<String>,

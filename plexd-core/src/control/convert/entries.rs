@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::state::{DataEntry, Rejected, SecretRef};
 
 use super::super::wire::{self, Raw};
-use super::{Sifted, name_of, shown};
+use super::{Refusals, Sifted, name_of, shown};
 
 /// Longest key, in bytes (contract, section 6).
 const MAX_KEY: usize = 256;
@@ -25,20 +25,17 @@ pub fn secret_refs(list: &[Raw<'_>]) -> Sifted<SecretRef> {
 /// Converts metadata.
 pub fn metadata(map: &BTreeMap<String, Raw<'_>>) -> (BTreeMap<String, String>, Vec<Rejected>) {
     let mut accepted = BTreeMap::new();
-    let mut rejected = Vec::new();
+    let mut refusals = Refusals::default();
     for (key, value) in map {
         let value = check_key(key).and_then(|()| wire::parse::<String>(value.text().as_bytes()));
         match value {
             Ok(value) => {
                 accepted.insert(key.clone(), value);
             }
-            Err(reason) => {
-                let name = format!("metadata {}", shown(key));
-                rejected.push(Rejected { name, reason });
-            }
+            Err(reason) => refusals.add(|| format!("metadata {}", shown(key)), reason),
         }
     }
-    (accepted, rejected)
+    (accepted, refusals.into_list("metadata"))
 }
 
 fn keyed<T>(
@@ -47,7 +44,8 @@ fn keyed<T>(
     convert: impl Fn(&str) -> Result<T, String>,
     key: impl Fn(&T) -> &String,
 ) -> Sifted<T> {
-    let mut sifted = Sifted { accepted: Vec::with_capacity(list.len()), rejected: Vec::new() };
+    let mut accepted = Vec::with_capacity(list.len());
+    let mut refusals = Refusals::default();
     let mut seen = HashSet::new();
     for (index, element) in list.iter().enumerate() {
         let checked = convert(element.text()).and_then(|entry| {
@@ -57,14 +55,13 @@ fn keyed<T>(
             Ok(entry)
         });
         match checked {
-            Ok(entry) => sifted.accepted.push(entry),
+            Ok(entry) => accepted.push(entry),
             Err(reason) => {
-                let name = format!("{kind} {}", name_of(*element, "key", "entry", index));
-                sifted.rejected.push(Rejected { name, reason });
+                refusals.add(|| format!("{kind} {}", name_of(*element, "key", "entry", index)), reason);
             }
         }
     }
-    sifted
+    Sifted { accepted, rejected: refusals.into_list(kind) }
 }
 
 fn data_entry(text: &str) -> Result<DataEntry, String> {

@@ -31,6 +31,35 @@ pub struct Sifted<T> {
     pub rejected: Vec<Rejected>,
 }
 
+/// Most refusals of one list that are told one by one.
+const MAX_REFUSALS: usize = 256;
+
+/// What is left out of one list. A list may have a million elements that are all wrong: only the first are named.
+#[derive(Debug, Default)]
+struct Refusals {
+    told: Vec<Rejected>,
+    untold: usize,
+}
+
+impl Refusals {
+    fn add(&mut self, name: impl FnOnce() -> String, reason: String) {
+        if self.told.len() < MAX_REFUSALS {
+            self.told.push(Rejected { name: name(), reason });
+        } else {
+            self.untold += 1;
+        }
+    }
+
+    /// Returns them; the others of list `list` as one.
+    fn into_list(mut self, list: &str) -> Vec<Rejected> {
+        if self.untold > 0 {
+            let reason = format!("{} more are invalid", self.untold);
+            self.told.push(Rejected { name: format!("{list} (others)"), reason });
+        }
+        self.told
+    }
+}
+
 /// The identity that a registration gave.
 #[derive(Debug, Clone)]
 pub struct Registration {

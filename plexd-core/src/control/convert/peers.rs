@@ -2,15 +2,16 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use crate::state::{Peer, PeerEndpoint, Rejected};
+use crate::state::{Peer, PeerEndpoint};
 use crate::types::{Endpoint, NodeId, PresharedKey, PublicKey};
 
 use super::super::wire::{self, Raw};
-use super::{Sifted, excerpt, mesh_ip, name_of, network};
+use super::{Refusals, Sifted, mesh_ip, name_of, network};
 
 /// Converts a list of peers. One whose id or public key an earlier one has is left out.
 pub fn peers(list: &[Raw<'_>]) -> Sifted<Peer> {
-    let mut sifted = Sifted { accepted: Vec::with_capacity(list.len()), rejected: Vec::new() };
+    let mut accepted = Vec::with_capacity(list.len());
+    let mut refusals = Refusals::default();
     let mut ids = HashSet::new();
     let mut keys = HashSet::new();
     for (index, element) in list.iter().enumerate() {
@@ -25,13 +26,11 @@ pub fn peers(list: &[Raw<'_>]) -> Sifted<Peer> {
             Ok(peer)
         });
         match checked {
-            Ok(peer) => sifted.accepted.push(peer),
-            Err(reason) => {
-                sifted.rejected.push(Rejected { name: name_of(*element, "id", "peers", index), reason });
-            }
+            Ok(peer) => accepted.push(peer),
+            Err(reason) => refusals.add(|| name_of(*element, "id", "peers", index), reason),
         }
     }
-    sifted
+    Sifted { accepted, rejected: refusals.into_list("peers") }
 }
 
 /// Converts one peer.
@@ -52,17 +51,15 @@ pub fn peer(text: &str) -> Result<Peer, String> {
 
 /// Converts a list of peer endpoints.
 pub fn peer_endpoints(list: &[Raw<'_>]) -> Sifted<PeerEndpoint> {
-    let mut sifted = Sifted { accepted: Vec::with_capacity(list.len()), rejected: Vec::new() };
+    let mut accepted = Vec::with_capacity(list.len());
+    let mut refusals = Refusals::default();
     for (index, element) in list.iter().enumerate() {
         match peer_endpoint(element.text()) {
-            Ok(endpoint) => sifted.accepted.push(endpoint),
-            Err(reason) => {
-                let name = name_of(*element, "id", "peer_endpoints", index);
-                sifted.rejected.push(Rejected { name, reason });
-            }
+            Ok(endpoint) => accepted.push(endpoint),
+            Err(reason) => refusals.add(|| name_of(*element, "id", "peer_endpoints", index), reason),
         }
     }
-    sifted
+    Sifted { accepted, rejected: refusals.into_list("peer_endpoints") }
 }
 
 /// Converts one peer endpoint.
@@ -93,5 +90,5 @@ pub(in super::super) fn psk(
 }
 
 fn endpoint(text: Option<&str>) -> Result<Option<Endpoint>, String> {
-    text.map(|text| excerpt(text).parse::<Endpoint>()).transpose().map_err(|error| error.to_string())
+    text.map(str::parse::<Endpoint>).transpose().map_err(|error| error.to_string())
 }

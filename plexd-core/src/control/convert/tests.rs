@@ -88,6 +88,34 @@ fn a_bad_peer_is_left_out_with_its_name_and_the_others_stay() {
 }
 
 #[test]
+fn an_endpoint_is_read_to_its_end_or_refused() {
+    let peer_at = |endpoint: &str| {
+        let text =
+            format!(r#"{{"id":"n_1","public_key":"{KEY}","mesh_ip":"10.0.0.1","endpoint":"{endpoint}"}}"#);
+        peer(&text).map(|peer| peer.endpoint.unwrap().to_string())
+    };
+    // A name may have 253 bytes; one that is cut off must not be taken for another port.
+    for labels in [60, 61, 62, 63, 126] {
+        let endpoint = format!("{}c:51820", "b.".repeat(labels));
+        assert_eq!(peer_at(&endpoint).as_deref(), Ok(endpoint.as_str()));
+    }
+    let error = peer_at(&format!("{}c:51820", "b.".repeat(127))).unwrap_err();
+    assert!(error.contains("is not HOST:PORT") && error.len() < 500, "{error}");
+}
+
+#[test]
+fn of_very_many_refusals_the_first_are_named_and_the_others_counted() {
+    let ones = |count: usize| vec!["1"; count].join(",");
+    let rejected = |list: &[Rejected]| (list.len(), list[0].to_string(), list[256].to_string());
+    let state = state_of(&format!(r#"{{"peers":[{0}],"data":[{0}]}}"#, ones(1000)));
+    let others = |list: &str| format!("{list} (others): 744 more are invalid");
+    let first = |list: &str| format!("{list}[0]: expected an object");
+    assert_eq!(rejected(&state.rejected_peers), (257, first("peers"), others("peers")));
+    assert_eq!(rejected(&state.rejected_data), (257, first("data entry"), others("data")));
+    assert_eq!(state_of(&format!(r#"{{"peers":[{}]}}"#, ones(256))).rejected_peers.len(), 256);
+}
+
+#[test]
 fn entries_keep_their_payload_byte_for_byte_and_the_first_of_a_key_stays() {
     let long = "k".repeat(257);
     let state = state_of(&format!(

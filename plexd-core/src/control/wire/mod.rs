@@ -4,8 +4,11 @@
 //! here; [`super::convert`] does that.
 
 mod executions;
+mod list;
 mod node;
 mod observe;
+#[cfg(test)]
+mod properties;
 mod register;
 mod state;
 
@@ -16,7 +19,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+use list::{list, map};
+
 pub use executions::{ExecutionAck, ExecutionResult, TriggeredBy};
+pub use list::MAX_ELEMENTS;
 pub use node::{
     BridgeInfo, DriftCorrection, DriftReport, EndpointReport, EndpointResponse, HeartbeatRequest,
     HeartbeatResponse, IngressInfo, KeyRotateRequest, KeyRotateResponse, MeshInfo, NatInfo, PeerEndpoint,

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::{Raw, or_absent, or_default, time};
+use super::{Raw, list, or_absent, or_default, time};
 
 /// Body of `POST /v1/nodes/{node_id}/heartbeat`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -187,7 +187,7 @@ pub struct EndpointReport {
 #[derive(Debug, Clone, Default, Deserialize)]
 pub struct EndpointResponse<'a> {
     /// Each a [`PeerEndpoint`].
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "list")]
     pub peer_endpoints: Vec<Raw<'a>>,
 }
 
@@ -218,6 +218,6 @@ pub struct KeyRotateRequest {
 #[derive(Debug, Clone, Deserialize)]
 pub struct KeyRotateResponse<'a> {
     /// Each a [`super::Peer`].
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "list")]
     pub updated_peers: Vec<Raw<'a>>,
 }

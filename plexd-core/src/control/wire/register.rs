@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Raw, SecretText, or_absent, or_default, or_no_secret};
+use super::{Raw, SecretText, list, or_absent, or_no_secret};
 
 /// Body of `POST /v1/register`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -39,10 +39,10 @@ pub struct CapabilitiesPayload {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub binary: Option<BinaryInfo>,
     /// Actions built in.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub builtin_actions: Vec<ActionInfo>,
     /// Hooks installed.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub hooks: Vec<HookInfo>,
 }
 
@@ -63,7 +63,7 @@ pub struct ActionInfo {
     /// What it does.
     pub description: String,
     /// What it takes.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub parameters: Vec<ActionParam>,
 }
 
@@ -93,7 +93,7 @@ pub struct HookInfo {
     /// `sha256:` and hex digits.
     pub checksum: String,
     /// What it takes.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub parameters: Vec<ActionParam>,
     /// How long it may run, as `300s`.
     pub timeout: String,
@@ -113,7 +113,7 @@ pub struct RegisterResponse<'a> {
     /// Credential and AES-256 key of the node, base64.
     pub node_secret_key: SecretText,
     /// Each a [`Peer`].
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "list")]
     pub peers: Vec<Raw<'a>>,
 }
 
@@ -134,7 +134,7 @@ pub struct Peer {
     #[serde(default, deserialize_with = "or_absent")]
     pub endpoint: Option<String>,
     /// Addresses and networks.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "list")]
     pub allowed_ips: Vec<String>,
     /// Preshared key, base64.
     #[serde(default, deserialize_with = "or_no_secret")]

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::{Raw, or_absent, or_default};
+use super::{Raw, list, map, or_absent, or_default};
 
 /// Answer to `GET /v1/nodes/{node_id}/state`. What must not spoil the rest stays undecoded.
 #[derive(Debug, Clone, Deserialize)]
 pub struct StateResponse<'a> {
     /// Each a [`super::Peer`].
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "list")]
     pub peers: Vec<Raw<'a>>,
     /// A list of [`Policy`].
     #[serde(borrow, default)]
@@ -19,7 +19,7 @@ pub struct StateResponse<'a> {
     #[serde(borrow, default)]
     pub signing_keys: Option<Raw<'a>>,
     /// Each a text.
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "map")]
     pub metadata: BTreeMap<String, Raw<'a>>,
     /// Of the bridge mode.
     #[serde(borrow, default)]
@@ -37,10 +37,10 @@ pub struct StateResponse<'a> {
     #[serde(borrow, default)]
     pub site_to_site_config: Option<Raw<'a>>,
     /// Each a [`DataEntry`].
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "list")]
     pub data: Vec<Raw<'a>>,
     /// Each a [`SecretRef`].
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "list")]
     pub secret_refs: Vec<Raw<'a>>,
 }
 
@@ -50,7 +50,7 @@ pub struct Policy<'a> {
     /// Id.
     pub id: String,
     /// Each a [`PolicyRule`].
-    #[serde(borrow, default, deserialize_with = "or_default")]
+    #[serde(borrow, default, deserialize_with = "list")]
     pub rules: Vec<Raw<'a>>,
 }
 

@@ -273,6 +273,30 @@ fn an_invalid_policy_set_leaves_the_old_one_whole_and_is_told_once() {
 }
 
 #[test]
+fn very_many_entries_or_peers_at_once_take_no_more_than_linear_time() {
+    let started = std::time::Instant::now();
+    let count = 25_000_u32;
+    let many = (0..count).map(|n| data(&format!("new {n:06}"), 1)).collect();
+    let delta = StateDelta { metadata: BTreeMap::new(), data: many, rejected: Vec::new() };
+    let merged = apply(&state(), &Event::NodeStateUpdated(delta)).desired;
+    assert_eq!(listed(&merged.data)[state().data.len()..][..2], ["new 000000", "new 000001"]);
+
+    let peers = (0..count).map(|n| {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&n.to_le_bytes());
+        Peer {
+            id: format!("n_{n}").parse().unwrap(),
+            public_key: PublicKey::from_bytes(key),
+            ..peer("n_x", 9)
+        }
+    });
+    let rotated = merged.rotated_to(PublicKey::from_bytes([8; 32]), peers.collect());
+    assert_eq!(rotated.peers.len(), state().peers.len() + 25_000);
+    // What is quadratic takes minutes for this.
+    assert!(started.elapsed() < std::time::Duration::from_secs(20), "{:?}", started.elapsed());
+}
+
+#[test]
 fn sections_are_replaced_only_by_others() {
     let before = state();
     for sections in [

@@ -1,0 +1,6 @@
+//! Second implementations, made to be plain and not fast, with other methods than those of plexd-core.
+
+pub mod envelope;
+pub mod json;
+pub mod sse;
+pub mod table;
