@@ -6,7 +6,7 @@
 //! - [`cli`], [`server`]: arguments and exit codes; listeners and connections
 //! - [`ca`], [`envelope`], [`secrets`]: certificates, signed events, secrets under the node's key
 //! - `store`: what is known and kept on disk, and the changes that announce themselves
-//! - `wire`, `sse`: the 17 endpoints; `admin`, `faults`: what drives them
+//! - `wire`, `sse`: the 17 endpoints; `admin`, `faults`, `certificates`: what drives them; `tally`: what was asked of them
 
 pub mod ca;
 pub mod cli;
@@ -15,9 +15,11 @@ pub mod secrets;
 pub mod server;
 
 mod admin;
+mod certificates;
 mod encoding;
 mod faults;
 mod reply;
 mod sse;
 mod store;
+mod tally;
 mod wire;
