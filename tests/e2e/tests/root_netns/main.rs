@@ -3,7 +3,9 @@
 
 mod api;
 mod bad_input;
+
 mod control_plane;
+mod faults;
 mod lifecycle;
 mod mesh;
 mod offline;
