@@ -4,6 +4,7 @@
 mod api;
 mod bad_input;
 
+mod conformance;
 mod control_plane;
 mod faults;
 mod lifecycle;

@@ -62,7 +62,7 @@ pub(super) fn a_black_hole(length: Length) -> Fault {
         begin: |trial| filter(trial, "drop", "drop"),
         end: unfilter,
         // Longer than a stream may be silent.
-        lasts: length.pick(Duration::from_secs(4), Duration::from_secs(120)),
+        lasts: length.pick(Duration::from_secs(4), Duration::from_mins(2)),
         ..fault("black hole", length)
     }
 }
@@ -71,13 +71,13 @@ pub(super) fn latency(length: Length) -> Fault {
     Fault {
         begin: match length {
             Length::Short => |trial| {
-                trial.mesh.control_plane.set_faults(&json!({ "latency_ms": 5_000, "drop_streams": true }))
+                trial.mesh.control_plane.set_faults(&json!({ "latency_ms": 5_000, "drop_streams": true }));
             },
             Length::Long => |trial| {
                 trial.mesh.control_plane.set_faults(&json!({ "latency_ms": 30_000, "drop_streams": true }));
             },
         },
-        lasts: length.pick(Duration::from_secs(4), Duration::from_secs(120)),
+        lasts: length.pick(Duration::from_secs(4), Duration::from_mins(2)),
         ..fault(length.pick("latency of 5 s", "latency of 30 s"), length)
     }
 }
@@ -158,7 +158,7 @@ pub(super) fn wrong_content_types(length: Length) -> Fault {
 pub(super) fn gzip_bombs(length: Length) -> Fault {
     Fault {
         begin: |trial| {
-            trial.mesh.control_plane.set_faults(&json!({ "gzip_bomb": true, "drop_streams": true }))
+            trial.mesh.control_plane.set_faults(&json!({ "gzip_bomb": true, "drop_streams": true }));
         },
         ..fault("gzip bomb", length)
     }
@@ -171,7 +171,7 @@ pub(super) fn states_that_are_too_large(length: Length) -> Fault {
             control_plane.set_faults(&json!({ "endpoint": "events", "drop_streams": true }));
             control_plane.set_faults(&json!({ "endpoint": "state", "pad_to": LIMIT + 1 }));
         },
-        lasts: length.pick(Duration::from_secs(4), Duration::from_secs(60)),
+        lasts: length.pick(Duration::from_secs(4), Duration::from_mins(1)),
         memory: LARGE,
         ..fault("state of 64 MiB + 1", length)
     }
@@ -187,7 +187,7 @@ pub(super) fn states_as_large_as_they_may_be(length: Length) -> Fault {
         },
         end: |trial| {
             // A debug build needs half a minute to wipe what it has read.
-            wait_until(Duration::from_secs(120), "the change, from such a state", || trial.is_changed());
+            wait_until(Duration::from_mins(2), "the change, from such a state", || trial.is_changed());
             trial.mesh.control_plane.clear_faults();
         },
         change: Change::MayArrive,
