@@ -8,7 +8,7 @@ PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help dependencies build check test demo demo-down bench-control
+.PHONY: help dependencies build check test test-long demo demo-down bench-control
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -34,6 +34,23 @@ test: build ## every test; as root, for those in network namespaces
 	    set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
 	fi
 	$(CARGO) test --locked --workspace --doc
+
+# Those whose names begin with long_, of which nothing is in `make test`.
+LONG_BY_NEXTEST = $(CARGO) nextest run --locked --workspace --no-fail-fast --success-output immediate \
+    --run-ignored only --filterset 'test(/(^|::)long_/)'
+LONG_BY_CARGO = $(CARGO) test --locked --workspace --tests --no-fail-fast -- --ignored --nocapture --test-threads 6 long_
+
+test-long: build ## nodes through each fault of their control plane for minutes, and a table of it (12 minutes); as root
+	@log=$$(mktemp); trap 'kill $$!; exit 130' INT TERM; \
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    $(LONG_BY_NEXTEST) >"$$log" 2>&1 & \
+	else \
+	    $(LONG_BY_CARGO) >"$$log" 2>&1 & \
+	fi; \
+	tail --lines +1 --follow --pid $$! "$$log"; \
+	wait $$!; status=$$?; \
+	grep --only-matching 'fault .* converged .*' "$$log" | sort; \
+	rm -f "$$log"; exit $$status
 
 demo: build ## two nodes and a control plane on this machine, shown step by step; KEEP=1 leaves them running
 	$(AS_ROOT) $(PROGRAMS)/plexd-demo up $(if $(KEEP),--keep)
