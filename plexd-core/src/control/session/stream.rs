@@ -83,7 +83,10 @@ impl StreamReader {
         // What happened while there was no stream, and is too old to be replayed, comes with the state.
         self.session.pulls.notify_one();
         while let Some(item) = stream.next(&|| self.heard()).await? {
-            backoff.reset();
+            // A stream that ends right after `retry:`, with which it may begin, was no success.
+            if !matches!(item, Item::Retry(_)) {
+                backoff.reset();
+            }
             if !self.handle(item, backoff).await {
                 break;
             }

@@ -2,7 +2,7 @@
 //! that the contract (section 2) adds. Other endpoints work on meanwhile.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plexd_e2e::{ControlPlane, Lab, Node, wait_until};
 use serde_json::{Value, json};
@@ -104,6 +104,18 @@ fn events() {
         row("events", 408, Means::Again),
         later("events", "date"),
     ]);
+}
+
+#[test]
+fn streams_that_end_at_once_are_opened_with_growing_delays() {
+    let single = Single::settled("");
+    let begun = Instant::now();
+    single.control_plane.set_faults(&json!({ "endpoint": "events", "drop_streams": true }));
+    let before = single.control_plane.requests("events");
+    wait_until(SOON, "the third attempt", || single.control_plane.requests("events") - before >= 3);
+    // 1, 2 and 4 s, each a quarter less at most. That each stream begins with `retry:` is no success.
+    let shortest = Duration::from_millis(5_250);
+    assert!(begun.elapsed() >= shortest, "after {:?}", begun.elapsed());
 }
 
 #[test]

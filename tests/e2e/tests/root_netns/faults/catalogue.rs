@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::bad_events;
 use super::trial::{Change, Fault, LARGE, Length, SMALL, Trial};
-use crate::support::wait_problem;
+use crate::support::{Mesh, wait_problem};
 
 /// Largest state that is read (contract, section 2), in bytes.
 const LIMIT: usize = 64 << 20;
@@ -283,5 +283,28 @@ pub(super) fn a_control_plane_killed_and_restarted(length: Length) -> Fault {
         },
         change: Change::AfterIt,
         ..fault("control plane killed and restarted", length)
+    }
+}
+
+/// A state whose content, not white space, makes it large: a fault only to those who keep too many copies of it.
+pub(super) fn states_full_of_data(length: Length) -> Fault {
+    Fault {
+        begin: |trial| {
+            let Mesh { a, control_plane, .. } = &trial.mesh;
+            let node = control_plane.admin("GET", &format!("/admin/nodes/{}", a.id), None);
+            let mut data = node["state"]["data"].as_array().cloned().unwrap_or_default();
+            let text = "x".repeat(1 << 20);
+            data.extend((0..58).map(|number| {
+                json!({ "key": format!("large-{number}"), "content_type": "text/plain", "payload": text })
+            }));
+            control_plane.set_state(&a.id, &json!({ "data": data }));
+            wait_until(Duration::from_mins(2), "a state of 58 MiB", || {
+                let answer = a.node.curl_unix("/v1/state", &[]);
+                if answer.body.contains("large-57") { Ok(()) } else { Err(answer) }
+            });
+        },
+        change: Change::AfterIt,
+        memory: LARGE,
+        ..fault("58 MiB of data", length)
     }
 }

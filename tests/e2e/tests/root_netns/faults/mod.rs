@@ -65,4 +65,5 @@ faults! {
     // A debug build needs half a minute to wipe 64 MiB that it has read.
     long:
     states_as_large_as_they_may_be
+    states_full_of_data
 }

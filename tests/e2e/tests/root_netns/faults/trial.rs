@@ -20,13 +20,13 @@ const QUICK: f64 = 1.0;
 /// How long a connection over the mesh may take while the machine is busy.
 const PASSES: Duration = Duration::from_secs(10);
 
-/// Most memory of plexd-core when no answer is large, in KiB. It idles at a quarter of this in a debug build.
-pub(super) const SMALL: u64 = 128 << 10;
+/// Most memory of plexd-core when no answer is large, in KiB: 35 MiB as it idles in a debug build, and room for a few
+/// events of 8 MiB.
+pub(super) const SMALL: u64 = 96 << 10;
 
-/// Most memory of plexd-core when an answer is as large as it reads (64 MiB), in KiB: the body, grown by doubling, up to
-/// 128 MiB; beside it, while it grows, nothing, as the allocator moves large blocks by their pages; what a debug build
-/// idles at; and as much again for what was parsed out of it, the larger half of which borrows from the body.
-pub(super) const LARGE: u64 = 400 << 10;
+/// Most memory of plexd-core when an answer is as large as it reads (64 MiB), in KiB: what it idles at, the body, what was
+/// parsed out of it, and once more as much on its way to the disk or to plexd-api.
+pub(super) const LARGE: u64 = 256 << 10;
 
 /// Key of a peer that never answers: 32 bytes, base64.
 const SILENT_PEER: &str = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=";
