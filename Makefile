@@ -8,7 +8,7 @@ PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help dependencies build check test test-long demo demo-down bench-control
+.PHONY: help dependencies build check test test-long demo demo-down bench-control bench-fleet
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -64,3 +64,6 @@ bench-control: build ## what a rotation of a node's key loses, of 1,000 datagram
 	    --exact --nocapture rotation::a_rotation_under_traffic_loses_little_and_changes_no_route 2>&1) || \
 	    { echo "$$figures"; exit 1; }; \
 	echo "$$figures" | grep -E '^(rotation|bench) '
+
+bench-fleet: ## what 1,000 nodes ask of their control plane: at start, in steady state, after an outage (8 minutes)
+	$(CARGO) bench --locked --package plexd-core --bench fleet

@@ -21,12 +21,7 @@ use tonic::transport::Server;
 use crate::admin::{self, AdminService, Administrators};
 use crate::config::Config;
 use crate::control::client::{Client, ClientConfig};
-use crate::control::session::Session;
-use crate::control::session::capabilities::Announcer;
-use crate::control::session::drift::DriftReporter;
-use crate::control::session::heartbeat::Heart;
-use crate::control::session::pull::Puller;
-use crate::control::session::stream::StreamReader;
+use crate::control::session::{self, Conversation, Session};
 use crate::identity::{self, Announced, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup};
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
@@ -51,9 +46,6 @@ const SOCKET_MODE: u32 = 0o660;
 
 /// How long deregistration may hold up a stop.
 const DEREGISTER_DEADLINE: Duration = Duration::from_secs(10);
-
-/// Drift reports that may wait.
-const DRIFT_QUEUE: usize = 64;
 
 /// How long threads have to finish once everything has stopped.
 const THREADS_DEADLINE: Duration = Duration::from_secs(1);
@@ -163,7 +155,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let Acquired { client, machine, token, wireguard, secrets, .. } = acquired;
     let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &clock)?;
 
-    let (drift, corrections) = mpsc::channel(DRIFT_QUEUE);
+    let drift = session::drift_queue();
     let session = Session {
         client: client.clone(),
         identity: opened.identity.clone(),
@@ -176,7 +168,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         desired: opened.state.desired(),
         identity: opened.identity.clone(),
         kernel_changes,
-        drift: drift.clone(),
+        drift: drift.0.clone(),
         board: board.clone(),
     };
     let (mesh, mut reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
@@ -214,33 +206,19 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     supervisor.spawn("reconciler", reconciler.run(shutdown.clone()));
     supervisor.spawn("admin", async move { Ok(admin.await?) });
     supervisor.spawn("node_state", async move { Ok(node_state.await?) });
-    let puller = Puller {
+    let conversation = Conversation {
         session: session.clone(),
-        state: opened.state.clone(),
-        drift: drift.clone(),
-        interval: config.reconcile_interval,
-    };
-    supervisor.spawn("pull", puller.run(shutdown.clone()));
-    let stream = StreamReader { session: session.named("stream"), state: opened.state.clone(), drift };
-    supervisor.spawn("stream", stream.run(shutdown.clone()));
-    let announcer = Announcer {
-        session: session.named("capabilities"),
-        machine: machine.clone(),
-        announced: opened.announced,
-    };
-    supervisor.spawn("capabilities", announcer.run(shutdown.clone()));
-    let heart = Heart {
-        session: session.named("heartbeat"),
+        state: opened.state,
         mesh,
-        state: opened.state.clone(),
         machine,
-        clock: Arc::clone(&clock),
+        announced: opened.announced,
+        clock,
+        drift,
         interface: (config.mesh.interface.clone(), config.mesh.listen_port),
-        interval: config.heartbeat_interval,
+        reconcile_interval: config.reconcile_interval,
+        heartbeat_interval: config.heartbeat_interval,
     };
-    supervisor.spawn("heartbeat", heart.run(shutdown.clone()));
-    let reporter = DriftReporter { session: session.named("drift"), corrections, clock };
-    supervisor.spawn("drift", reporter.run(shutdown.clone()));
+    conversation.spawn(&mut supervisor);
     let identity = session.identity.clone();
     let sync = ReportSync::new(session.named("reports"), opened.reports, config.node_api.report_debounce);
     supervisor.spawn("report_sync", sync.run(shutdown));

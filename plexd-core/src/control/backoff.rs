@@ -55,7 +55,17 @@ impl Backoff {
 
 /// Returns `delay` changed by at most a quarter either way: 0 makes it shortest, `u32::MAX` longest.
 pub fn jittered(delay: Duration, random: u32) -> Duration {
-    delay.mul_f64(0.75 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+    delay.mul_f64(0.75) + part_of(delay / 2, random)
+}
+
+/// Returns a part of `delay`: none of it for 0, all for `u32::MAX`.
+pub fn part_of(delay: Duration, random: u32) -> Duration {
+    delay.mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
+
+/// Returns `delay` made longer by at most a quarter: for a wait that somebody asked for, which must not be shorter.
+pub fn extended(delay: Duration, random: u32) -> Duration {
+    delay.saturating_add(part_of(delay / 4, random))
 }
 
 /// Returns a number from the system's random source; were there none, the middle of the range.
@@ -104,6 +114,13 @@ mod tests {
     fn jitter_is_a_quarter_either_way() {
         assert_eq!(Backoff::new().next(0), Duration::from_millis(750));
         assert_eq!(Backoff::new().next(u32::MAX), Duration::from_millis(1250));
+    }
+
+    #[test]
+    fn a_wait_that_was_asked_for_only_grows() {
+        let delay = Duration::from_secs(4);
+        assert_eq!([0, u32::MAX].map(|random| extended(delay, random).as_secs()), [4, 5]);
+        assert_eq!([0, u32::MAX].map(|random| part_of(delay, random).as_secs()), [0, 4]);
     }
 
     #[test]

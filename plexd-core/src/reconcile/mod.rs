@@ -53,6 +53,12 @@ enum Request {
 }
 
 impl Mesh {
+    /// Returns the mesh of a node that has none: requests go nowhere and nothing is known. For what speaks to the control
+    /// plane and does nothing else, as a benchmark.
+    pub fn none() -> Self {
+        Self { requests: mpsc::channel(1).0 }
+    }
+
     /// Asks for a reconciliation; does not wait for it.
     pub fn reconcile(&self) {
         // A full queue holds a request already.

@@ -6,7 +6,7 @@
 //! - [`cli`], [`server`]: arguments and exit codes; listeners and connections
 //! - [`ca`], [`envelope`], [`secrets`]: certificates, signed events, secrets under the node's key
 //! - `store`: what is known and kept on disk, and the changes that announce themselves
-//! - `wire`, `sse`: the 17 endpoints; `admin`, `faults`, `certificates`: what drives them; `tally`: what was asked of them
+//! - `wire`, `sse`: the 17 endpoints; `admin`, `faults`, `certificates`: what drives them; `rates`: how much came
 
 pub mod ca;
 pub mod cli;
@@ -18,8 +18,8 @@ mod admin;
 mod certificates;
 mod encoding;
 mod faults;
+mod rates;
 mod reply;
 mod sse;
 mod store;
-mod tally;
 mod wire;

@@ -21,9 +21,9 @@ use tokio_rustls::TlsAcceptor;
 use crate::ca::{self, Authority, CaError};
 use crate::certificates::Certificates;
 use crate::faults::Faults;
+use crate::rates::Rates;
 use crate::reply::Reply;
 use crate::store::{Store, StoreError};
-use crate::tally::Tally;
 use crate::{admin, wire};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -71,8 +71,8 @@ pub enum ServerError {
 pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) faults: Faults,
-    pub(crate) tally: Tally,
     pub(crate) certificates: Certificates,
+    pub(crate) rates: Rates,
 }
 
 /// A control plane that listens and has not begun to answer.
@@ -101,7 +101,7 @@ impl Server {
         let (wire, wire_addr) = listen(options.listen).await?;
         let (admin, admin_addr) = listen(options.admin).await?;
         let ca_path = certificates.authority().pem_path().to_owned();
-        let app = Arc::new(App { store, faults: Faults::new(), tally: Tally::default(), certificates });
+        let app = Arc::new(App { store, faults: Faults::new(), certificates, rates: Rates::default() });
         Ok(Self { app, wire, wire_addr, admin, admin_addr, ca_path })
     }
 
@@ -132,6 +132,7 @@ impl Server {
             tokio::select! {
                 accepted = self.wire.accept() => {
                     let Some((stream, peer)) = usable(accepted).await else { continue };
+                    self.app.rates.connection();
                     if !*refusing.borrow() {
                         connections.spawn(serve_wire(Arc::clone(&self.app), stream, peer));
                     }

@@ -141,11 +141,13 @@ impl ControlPlane {
         self.admin("POST", &format!("/admin/nodes/{id}/events/replay"), Some(&body));
     }
 
-    /// Returns how many requests came to `endpoint`, by its name in the admin API, since the start.
+    /// Returns how many requests came to `endpoint`, by its name in the admin API, since the start; it may not have been
+    /// busy for more than an hour.
     #[track_caller]
     pub fn requests(&self, endpoint: &str) -> u64 {
-        let answer = self.admin("GET", "/admin/requests", None);
-        answer["requests"][endpoint].as_u64().unwrap_or_else(|| panic!("no {endpoint} in {answer}"))
+        let rates = self.admin("GET", "/admin/rates", None);
+        let seconds = rates.as_object().unwrap_or_else(|| panic!("no object: {rates}")).values();
+        seconds.filter_map(|second| second["requests"][endpoint].as_u64()).sum()
     }
 
     /// Serves with another certificate, of its `own` authority or of a `stranger`, and closes open connections.

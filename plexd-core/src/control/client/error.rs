@@ -152,6 +152,11 @@ pub enum Class {
 }
 
 impl ClientError {
+    /// Returns whether there was no conversation at all: the control plane, or the way to it, is down.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Self::Network { .. } | Self::Timeout { .. } | Self::Certificate { .. })
+    }
+
     /// Returns whether trying the same again is no use.
     pub fn is_final(&self) -> bool {
         self.class() == Class::Refused

@@ -31,12 +31,17 @@ pub struct Heart {
     pub interface: (String, u16),
     /// Period of heartbeats.
     pub interval: Duration,
+    /// Longest wait of a node that finds its identity on disk, before the first.
+    pub first_contact: Duration,
 }
 
 impl Heart {
     /// Beats until asked to stop.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new();
+        if !self.session.first_contact(self.first_contact, &shutdown).await {
+            return Ok(());
+        }
         while let Some(identity) = self.session.identity(&shutdown).await {
             let request = self.request(&identity).await;
             let credentials = identity.credentials();

@@ -1,8 +1,9 @@
-//! The state pull: at start, after every connect of the stream, when an event asks for it, and every
-//! `reconcile.interval`, stream up or down (contract, section 2).
+//! The state pull: after every connect of the stream, when an event asks for it, and every `reconcile.interval`, stream up
+//! or down (contract, section 2). At start it waits for the stream, though not for long.
 
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 
 use super::Session;
@@ -15,6 +16,9 @@ use crate::supervisor::Shutdown;
 
 /// Pulls in a row that events may overtake before the next waits its turn: then events bring the state.
 const MAX_OVERTAKEN: u32 = 5;
+
+/// How long the first pull waits for the stream, which asks for one once it is connected.
+const FIRST_PULL: Duration = Duration::from_secs(10);
 
 /// The task.
 #[derive(Debug)]
@@ -42,24 +46,36 @@ impl Puller {
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new();
         let mut known = Known::default();
+        let first = backoff::jittered(FIRST_PULL, backoff::random());
+        if self.session.identity(&shutdown).await.is_none() || !self.wait(first, &shutdown).await {
+            return Ok(());
+        }
         while let Some(identity) = self.session.identity(&shutdown).await {
+            // The answer to this pull is also that to whoever asked for one until now.
+            let _ = self.session.pulls.notified().now_or_never();
             // Cancel safe: an answer that is not taken over is pulled again.
             let result = tokio::select! {
                 () = shutdown.cancelled() => break,
                 result = self.pull(&identity, &mut known) => result,
             };
-            match result {
+            let goes_on = match result {
                 Ok(()) => {
                     backoff.reset();
                     self.session.answered();
-                    self.wait(&shutdown).await;
+                    self.wait(backoff::jittered(self.interval, backoff::random()), &shutdown).await
                 }
                 Err(error) => {
                     let delay = self.session.failed(&error, &mut backoff);
-                    if !self.session.pause(delay, &shutdown).await {
-                        break;
+                    if error.is_unreachable() {
+                        // The stream finds out first that there is a control plane again.
+                        self.wait(delay, &shutdown).await
+                    } else {
+                        self.session.pause(delay, &shutdown).await
                     }
                 }
+            };
+            if !goes_on {
+                break;
             }
         }
         Ok(())
@@ -88,14 +104,15 @@ impl Puller {
         Ok(())
     }
 
-    async fn wait(&mut self, shutdown: &Shutdown) {
-        let period = backoff::jittered(self.interval, backoff::random());
+    /// Waits for somebody to ask for a pull, no longer than `most`; returns whether to go on.
+    async fn wait(&mut self, most: Duration, shutdown: &Shutdown) -> bool {
         // Cancel safe: a notification that is not consumed stays.
         tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = tokio::time::sleep(period) => {}
-            () = self.session.pulls.notified() => {}
-            Ok(()) = self.session.identity.changed() => {}
+            biased;
+            () = shutdown.cancelled() => false,
+            () = tokio::time::sleep(most) => true,
+            () = self.session.pulls.notified() => true,
+            Ok(()) = self.session.identity.changed() => true,
         }
     }
 }

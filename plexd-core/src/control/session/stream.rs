@@ -21,6 +21,13 @@ const SILENCE: Duration = Duration::from_mins(5);
 /// A connection that lived this long was a good one: the next attempt starts from the first delay.
 const GOOD: Duration = Duration::from_secs(10);
 
+/// The state pull that follows a connect is put off by at most this part of the time without a stream, and by no more than
+/// [`MOST_SPREAD`]: events are replayed at once, and after an outage, which all nodes had together, they do not
+/// all pull together.
+const SPREAD_PART: u32 = 2;
+/// See [`SPREAD_PART`].
+const MOST_SPREAD: Duration = Duration::from_secs(30);
+
 /// The task.
 #[derive(Debug)]
 pub struct StreamReader {
@@ -30,14 +37,19 @@ pub struct StreamReader {
     pub state: State,
     /// Where to tell what of an event was refused.
     pub drift: mpsc::Sender<Vec<Correction>>,
+    /// Longest wait of a node that finds its identity on disk, before it connects.
+    pub first_contact: Duration,
 }
 
 impl StreamReader {
     /// Reads until asked to stop.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new();
-        let Some(_) = self.session.identity(&shutdown).await else { return Ok(()) };
+        if !self.session.first_contact(self.first_contact, &shutdown).await {
+            return Ok(());
+        }
         let enrolled = Instant::now();
+        let mut without = Instant::now();
         while let Some(identity) = self.session.identity(&shutdown).await {
             self.set(Stream::Connecting);
             let mut connected = None;
@@ -51,12 +63,15 @@ impl StreamReader {
                     let stream = self.session.client.events(&identity.credentials(), last.as_deref()).await?;
                     self.session.answered();
                     connected = Some(Instant::now());
-                    self.read(stream, &mut backoff).await
+                    self.read(stream, without.elapsed(), &mut backoff).await
                 } => ended,
             };
             self.set(Stream::Disconnected);
-            if connected.is_some_and(|since| since.elapsed() >= GOOD) {
-                backoff.reset();
+            if let Some(since) = connected {
+                without = Instant::now();
+                if since.elapsed() >= GOOD {
+                    backoff.reset();
+                }
             }
             let delay = match ended {
                 Ok(()) => backoff.next(backoff::random()),
@@ -75,23 +90,40 @@ impl StreamReader {
         Ok(())
     }
 
-    /// Reads one connection to its end.
-    async fn read(&self, mut stream: EventStream, backoff: &mut Backoff) -> Result<(), ClientError> {
+    /// Reads one connection, the first for the time `without`, to its end.
+    async fn read(
+        &self,
+        mut stream: EventStream,
+        without: Duration,
+        backoff: &mut Backoff,
+    ) -> Result<(), ClientError> {
         self.heard();
         self.set(Stream::Connected);
         self.session.board.clear(Subsystem::ControlPlane, "stream");
         // What happened while there was no stream, and is too old to be replayed, comes with the state.
-        self.session.pulls.notify_one();
-        while let Some(item) = stream.next(&|| self.heard()).await? {
+        let spread = (without / SPREAD_PART).min(MOST_SPREAD);
+        let mut pull_at = Some(Instant::now() + backoff::part_of(spread, backoff::random()));
+        let heard = || self.heard();
+        loop {
+            // Cancel safe: the stream says so of itself.
+            let item = tokio::select! {
+                biased;
+                () = at(pull_at) => {
+                    pull_at = None;
+                    self.session.pulls.notify_one();
+                    continue;
+                }
+                item = stream.next(&heard) => item?,
+            };
+            let Some(item) = item else { return Ok(()) };
             // A stream that ends right after `retry:`, with which it may begin, was no success.
             if !matches!(item, Item::Retry(_)) {
                 backoff.reset();
             }
             if !self.handle(item, backoff).await {
-                break;
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Hands an item on; returns whether to go on reading.
@@ -130,5 +162,13 @@ impl StreamReader {
 
     fn set(&self, stream: Stream) {
         self.session.board.control(|control| control.stream = stream);
+    }
+}
+
+/// Waits until then, or for ever.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }

@@ -79,10 +79,16 @@ impl Rig {
             clock: clock.clone(),
             interface: ("plexd0".to_owned(), 51820),
             interval: Duration::from_millis(200),
+            first_contact: Duration::ZERO,
         };
         let puller =
             Puller { session: session.clone(), state: state.clone(), drift: drift.clone(), interval: NEVER };
-        let stream = StreamReader { session: session.clone(), state: state.clone(), drift: drift.clone() };
+        let stream = StreamReader {
+            session: session.clone(),
+            state: state.clone(),
+            drift: drift.clone(),
+            first_contact: Duration::ZERO,
+        };
         let reporter = DriftReporter { session, corrections, clock };
         let shutdown = Shutdown::new();
         let tasks = vec![
@@ -260,9 +266,11 @@ async fn an_answer_clears_what_failures_said() {
         panic!("somebody answers")
     };
     let refused = ClientError::Unauthorized { call, detail: Detail::default() };
-    assert_eq!(session.failed(&refused, &mut backoff), REFUSED_PERIOD);
+    let delay = session.failed(&refused, &mut backoff);
+    assert!(delay >= REFUSED_PERIOD * 3 / 4 && delay <= REFUSED_PERIOD * 5 / 4, "{delay:?}");
     let busy = ClientError::RateLimited { call, retry_after: Some(Duration::from_secs(7)) };
-    assert_eq!(session.failed(&busy, &mut backoff), Duration::from_secs(7));
+    let delay = session.failed(&busy, &mut backoff);
+    assert!(delay >= Duration::from_secs(7) && delay <= Duration::from_secs(9), "{delay:?}");
     assert_eq!((board.enrolment(), board.problems().len()), (Enrolment::Unauthorized, 1));
     assert!(board.control_status().last_error.unwrap().contains("slow down"));
     session.answered();
@@ -297,6 +305,32 @@ async fn a_pause_ends_in_time_with_a_new_identity_or_with_the_process() {
     shutdown.cancel();
     assert!(!session.pause(Duration::from_mins(1), &shutdown).await);
     assert!(session.identity(&shutdown).await.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_an_identity_that_was_there_from_the_start_waits_before_the_first_contact() {
+    let (mut session, identity) = session(None);
+    let shutdown = Shutdown::new();
+    let node = Arc::new(crate::reconcile::tests::identity());
+    let most = Duration::from_hours(1);
+    let begin = Instant::now();
+    let enrol = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        identity.send_replace(Some(node));
+    };
+    let (goes_on, ()) = tokio::join!(session.first_contact(most, &shutdown), enrol);
+    assert!(goes_on && begin.elapsed() == Duration::from_secs(1), "{:?}", begin.elapsed());
+
+    let mut waits = Vec::new();
+    for _ in 0..100 {
+        let begin = Instant::now();
+        assert!(session.first_contact(most, &shutdown).await);
+        waits.push(begin.elapsed());
+    }
+    waits.sort();
+    assert!(waits[0] < most / 4 && waits[99] > most * 3 / 4 && waits[99] <= most + Duration::from_millis(1));
+    shutdown.cancel();
+    assert!(!session.first_contact(most, &shutdown).await);
 }
 
 #[tokio::test]

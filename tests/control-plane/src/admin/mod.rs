@@ -63,11 +63,6 @@ struct CertificateRequest {
 }
 
 #[derive(Serialize)]
-struct RequestCounts {
-    requests: BTreeMap<&'static str, u64>,
-}
-
-#[derive(Serialize)]
 struct NodeList<'a> {
     nodes: Vec<NodeSummary<'a>>,
 }
@@ -145,7 +140,7 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
         (&Method::PUT, ["nodes", id, "heartbeat"]) => set_heartbeat(app, &reply::segment(id)?, &body),
         (&Method::POST, ["signing-key", "rotate"]) => rotate_signing_key(app, &body),
         (&Method::POST, ["certificate"]) => swap_certificate(app, &body),
-        (&Method::GET, ["requests"]) => Ok(reply::ok(&RequestCounts { requests: app.tally.shown() })),
+        (&Method::GET, ["rates"]) => Ok(reply::ok(&app.rates.shown())),
         (&Method::PUT, ["faults"]) => {
             app.faults.set(&optional::<Rule>(&body)?)?;
             Ok(reply::ok(&app.faults.shown()))
@@ -160,7 +155,7 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
 
 fn allowed(segments: &[&str]) -> Option<&'static str> {
     match segments {
-        ["nodes" | "requests"] | ["nodes", _] | ["nodes", _, "received"] => Some("GET"),
+        ["rates" | "nodes"] | ["nodes", _] | ["nodes", _, "received"] => Some("GET"),
         ["tokens" | "certificate"]
         | ["nodes", _, "events"]
         | ["nodes", _, "events", "reversed" | "replay"]

@@ -34,7 +34,15 @@ impl Journal {
 
     /// Appends one record.
     pub(crate) fn append(&mut self, record: &str) -> Result<(), StoreError> {
-        let text = frame(record);
+        self.append_all(std::iter::once(record))
+    }
+
+    /// Appends records with one write.
+    pub(crate) fn append_all<'a>(
+        &mut self,
+        records: impl Iterator<Item = &'a str>,
+    ) -> Result<(), StoreError> {
+        let text: String = records.map(frame).collect();
         OpenOptions::new()
             .append(true)
             .create(true)

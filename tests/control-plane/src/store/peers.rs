@@ -190,12 +190,11 @@ impl PresharedKeys {
         id: &str,
         others: impl Iterator<Item = &'a String>,
     ) -> Result<(), StoreError> {
-        for other in others {
-            let psk = encoding::base64(&encoding::random::<32>());
-            let (a, b) = ordered(id, other);
-            self.journal.append(&line(&a, &b, &psk))?;
-            self.pairs.insert((a, b), psk);
-        }
+        let keys: Vec<_> =
+            others.map(|other| (ordered(id, other), encoding::base64(&encoding::random::<32>()))).collect();
+        let lines: Vec<String> = keys.iter().map(|((a, b), psk)| line(a, b, psk)).collect();
+        self.journal.append_all(lines.iter().map(String::as_str))?;
+        self.pairs.extend(keys);
         Ok(())
     }
 

@@ -145,7 +145,7 @@ async fn respond(app: &Arc<App>, from: IpAddr, parts: &Parts, body: Incoming) ->
             _ => "POST",
         }));
     }
-    app.tally.count(endpoint);
+    app.rates.request(endpoint);
     if let Some(reply) = app.faults.suffer(endpoint).await {
         return Ok(reply);
     }

@@ -209,3 +209,21 @@ async fn artifacts_are_files_of_the_state_directory_and_nothing_else() {
         assert_eq!(get(path).await.status, StatusCode::NOT_FOUND, "{path}");
     }
 }
+
+#[tokio::test]
+async fn what_comes_is_counted_second_by_second() {
+    let dir = state_dir();
+    let devcp = Devcp::start(dir.path());
+    let node = devcp.enrol("one", 1).await;
+    for _ in 0..3 {
+        assert_eq!(devcp.get(&node, "state").await.status, StatusCode::OK);
+    }
+    devcp.get(&node, "nothing").await;
+    let rates: Value = devcp.admin(Method::GET, "rates", None).await.json();
+    let seconds: Vec<&Value> = rates.as_object().unwrap().values().collect();
+    let count = |name: &str| -> u64 {
+        seconds.iter().map(|second| second["requests"][name].as_u64().unwrap_or_default()).sum()
+    };
+    assert_eq!((count("register"), count("state")), (1, 3), "{rates}");
+    assert!(seconds.iter().any(|second| second["connections"].as_u64().unwrap() > 0), "{rates}");
+}
