@@ -8,7 +8,7 @@ PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help dependencies build check test test-long demo demo-down bench-control bench-fleet
+.PHONY: help dependencies build check test test-vm test-long demo demo-down bench-control bench-fleet
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -58,12 +58,12 @@ demo: build ## two nodes and a control plane on this machine, shown step by step
 demo-down: ## remove what `make demo KEEP=1` left
 	$(AS_ROOT) $(PROGRAMS)/plexd-demo down
 
-bench-control: build ## what a rotation of a node's key loses, of 1,000 datagrams a second each way
-	$(CARGO) test --locked --package plexd-e2e --test root_netns --no-run
-	@figures=$$($(AS_ROOT) env "PATH=$$PATH" $(CARGO) test --locked --quiet --package plexd-e2e --test root_netns -- \
-	    --exact --nocapture rotation::a_rotation_under_traffic_loses_little_and_changes_no_route 2>&1) || \
-	    { echo "$$figures"; exit 1; }; \
-	echo "$$figures" | grep -E '^(rotation|bench) '
+test-vm: build ## what needs another kernel than this: WireGuard of the kernel, in a virtual machine (as root)
+	$(AS_ROOT) env "PATH=$$PATH" tests/vm/test
 
+bench-control: build ## what a rotation of a node's key loses, of 1,000 datagrams a second each way, here and in a virtual machine
+	$(AS_ROOT) env "PATH=$$PATH" tests/vm/bench-control
+
+# Timers make these figures, not the speed of the code: the profile that is built already will do.
 bench-fleet: ## what 1,000 nodes ask of their control plane: at start, in steady state, after an outage (8 minutes)
-	$(CARGO) bench --locked --package plexd-core --bench fleet
+	$(CARGO) bench --locked --profile dev --package plexd-core --bench fleet

@@ -22,7 +22,10 @@ use crate::admin::{self, AdminService, Administrators};
 use crate::config::Config;
 use crate::control::client::{Client, ClientConfig};
 use crate::control::session::{self, Conversation, Session};
-use crate::identity::{self, Announced, CurrentIdentity, Enroller, IdentityStore, Machine, TokenLookup};
+use crate::identity::{
+    self, Announced, Consent, CurrentIdentity, Enroller, Extent, IdentityStore, Leave, LeaveRequests,
+    Machine, TokenLookup, Unfinished,
+};
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
@@ -31,7 +34,7 @@ use crate::node_state::{self, ApiToken, NodeStateService, SecretReader, SecretRu
 use crate::reconcile::{Kernel, Reconciler, Wiring};
 use crate::reports::{ReportSync, Reports};
 use crate::state::State;
-use crate::status::Board;
+use crate::status::{Board, Subsystem};
 use crate::storage::DataDir;
 use crate::supervisor::{Shutdown, Supervisor};
 use crate::types::{Clock, SystemClock};
@@ -143,8 +146,10 @@ struct Opened {
     reports: Reports,
     identity: CurrentIdentity,
     announced: Announced,
+    enroller: Enroller,
     join: identity::JoinRequests,
     pulls: Arc<Notify>,
+    unfinished: Option<Unfinished>,
 }
 
 async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
@@ -172,7 +177,10 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         board: board.clone(),
     };
     let (mesh, mut reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
+    finish_departure(opened.unfinished.as_ref(), &mut reconciler, &board).await;
     reconciler.start().await;
+    let (enroller, leave) = opened.enroller.leaving(mesh.clone(), opened.reports.clone());
+    supervisor.spawn("enrolment", enroller.run(shutdown.clone()));
 
     let admin = AdminService::new(admin::Sources {
         config: Arc::clone(&config),
@@ -184,6 +192,8 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         reports: opened.reports.counts(),
         mesh: mesh.clone(),
         join: opened.join,
+        leave: leave.clone(),
+        shutdown: shutdown.clone(),
     });
     let admin = Server::builder()
         .layer(Gate::new(admin::RULES, acquired.administrators))
@@ -219,28 +229,44 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         heartbeat_interval: config.heartbeat_interval,
     };
     conversation.spawn(&mut supervisor);
-    let identity = session.identity.clone();
     let sync = ReportSync::new(session.named("reports"), opened.reports, config.node_api.report_debounce);
     supervisor.spawn("report_sync", sync.run(shutdown));
 
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
-    supervisor.run(asked_to_stop()?).await?;
-    if config.deregister_on_shutdown {
-        deregister(&client, &identity).await;
-    }
+    let leave = config.deregister_on_shutdown.then_some(leave);
+    supervisor.run(asked_to_stop(leave)?).await?;
     tracing::info!("stopped");
     Ok(())
 }
 
-/// Deregisters the node, if it is registered; a control plane that does not answer does not hold the stop up.
-async fn deregister(client: &Client, identity: &CurrentIdentity) {
-    let Some(identity) = identity.borrow().clone() else { return };
-    let credentials = identity.credentials();
-    match tokio::time::timeout(DEREGISTER_DEADLINE, client.deregister(&credentials)).await {
-        Ok(Ok(())) => tracing::info!(node = %identity.node_id, "deregistered"),
+/// Deregisters the node, if it is registered; a control plane that does not answer does not hold the stop up, and the node
+/// stays what it is.
+async fn deregister(leave: &LeaveRequests) {
+    let how = Leave { extent: Extent::Identity, consent: Consent::Required };
+    match tokio::time::timeout(DEREGISTER_DEADLINE, leave.leave(how)).await {
+        Ok(Ok(_) | Err(identity::LeaveError::NotEnrolled)) => {}
         Ok(Err(error)) => tracing::warn!(%error, "not deregistered"),
         Err(_) => tracing::warn!("not deregistered: the control plane does not answer"),
+    }
+}
+
+/// Removes the mesh of an identity that a process before this one gave up, if there was one.
+async fn finish_departure(unfinished: Option<&Unfinished>, reconciler: &mut Reconciler, board: &Board) {
+    let Some(unfinished) = unfinished else { return };
+    for error in &unfinished.remains {
+        tracing::warn!(%error, "left behind by the deregistration");
+    }
+    let finished = match reconciler.take_down().await {
+        Ok(()) => unfinished.finish().map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match finished {
+        Ok(()) => tracing::info!("the deregistration that was broken off is finished"),
+        Err(error) => {
+            let message = format!("deregistered, but not everything could be removed: {error}");
+            board.raise(Subsystem::Storage, "deregistration", message);
+        }
     }
 }
 
@@ -254,6 +280,7 @@ fn open(
 ) -> anyhow::Result<Opened> {
     let shutdown = supervisor.shutdown();
     let directory = DataDir::open(&config.data_dir)?;
+    let unfinished = identity::resume_departure(&directory)?;
     let (reports, writer) = Reports::open(&directory.file("reports.redb"), Arc::clone(clock), board.clone())?;
     let state_path = directory.file("state.redb");
     let store = IdentityStore::new(directory);
@@ -271,9 +298,8 @@ fn open(
     let (enroller, identity, join) =
         Enroller::new(start, client.clone(), state.clone(), board.clone(), Arc::clone(&pulls));
     supervisor.spawn("state", keeper.run(shutdown.clone()));
-    supervisor.spawn("reports", writer.run(shutdown.clone()));
-    supervisor.spawn("enrolment", enroller.run(shutdown));
-    Ok(Opened { state, reports, identity, announced, join, pulls })
+    supervisor.spawn("reports", writer.run(shutdown));
+    Ok(Opened { state, reports, identity, announced, enroller, join, pulls, unfinished })
 }
 
 /// Opens the kernel's interfaces and starts the tasks that listen to it.
@@ -320,8 +346,8 @@ fn stopped(shutdown: &Shutdown) -> impl Future<Output = ()> + use<> {
     shutdown.clone().cancelled_owned()
 }
 
-/// Resolves when the process is asked to stop.
-fn asked_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+/// Resolves when the process is asked to stop, and the node has left by `leave` if it is to.
+fn asked_to_stop(leave: Option<LeaveRequests>) -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
@@ -335,6 +361,10 @@ fn asked_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
             }
         }
         notify(&[sd_notify::NotifyState::Stopping]);
+        if let Some(leave) = leave {
+            // Before anything stops: what is to be cleared still has its owner.
+            deregister(&leave).await;
+        }
     })
 }
 

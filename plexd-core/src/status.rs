@@ -8,12 +8,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::control::batch::Counts;
+use crate::control::history::History;
 
 /// The shared board. Cheap to clone; its lock guards leaf data only and is never held across an await.
 #[derive(Debug, Clone, Default)]
 pub struct Board {
     content: Arc<Mutex<Content>>,
     enrolment: Arc<watch::Sender<Enrolment>>,
+    history: History,
 }
 
 #[derive(Debug, Default)]
@@ -157,6 +159,11 @@ impl Board {
         }
     }
 
+    /// States that all problems of the subsystem are over.
+    pub fn clear_all(&self, subsystem: Subsystem) {
+        self.content().problems.retain(|(of, _), _| *of != subsystem);
+    }
+
     /// Returns all problems, by subsystem.
     pub fn problems(&self) -> Vec<Problem> {
         let content = self.content();
@@ -203,6 +210,11 @@ impl Board {
     /// Returns what is known of the control-plane connection.
     pub fn control_status(&self) -> ControlStatus {
         self.content().control.clone()
+    }
+
+    /// Returns what became of the newest events.
+    pub fn history(&self) -> &History {
+        &self.history
     }
 
     fn content(&self) -> MutexGuard<'_, Content> {

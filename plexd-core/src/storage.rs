@@ -94,6 +94,33 @@ impl DataDir {
     pub fn file(&self, name: &'static str) -> PathBuf {
         self.path.join(name)
     }
+
+    /// Removes, durably, whatever in it has a name that is `doomed`, directories with all they hold. What cannot be
+    /// removed is told, and the rest is removed all the same.
+    pub fn remove_all(&self, doomed: impl Fn(&str) -> bool) -> Vec<StorageError> {
+        let listed = fs::read_dir(&self.path).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let entries = match listed {
+            Ok(entries) => entries,
+            Err(error) => return vec![StorageError::new("list", &self.path, error)],
+        };
+        let mut errors = Vec::new();
+        for entry in entries.iter().filter(|entry| doomed(&entry.file_name().to_string_lossy())) {
+            // Of a link, the link itself.
+            let removed = entry.file_type().and_then(|kind| {
+                if kind.is_dir() { fs::remove_dir_all(entry.path()) } else { fs::remove_file(entry.path()) }
+            });
+            match removed {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    errors.push(StorageError::new("remove", &entry.path(), error));
+                }
+                _ => {}
+            }
+        }
+        if let Err(error) = fs::File::open(&self.path).and_then(|directory| directory.sync_all()) {
+            errors.push(StorageError::new("write", &self.path, error));
+        }
+        errors
+    }
 }
 
 /// Reads a whole file; `None` if it does not exist.
@@ -228,6 +255,23 @@ mod tests {
         replace(&path, b"two").unwrap();
         assert_eq!(read(&path).unwrap().unwrap().as_slice(), b"two");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_is_doomed_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let directory = DataDir::open(folder.path()).unwrap();
+        let outside = tempfile::tempdir().unwrap();
+        fs::write(outside.path().join("kept"), "").unwrap();
+        std::os::unix::fs::symlink(outside.path(), folder.path().join("link")).unwrap();
+        fs::create_dir_all(folder.path().join("folder/within")).unwrap();
+        fs::write(folder.path().join("folder/within/file"), "").unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        assert!(directory.remove_all(|name| name != "format").is_empty());
+        let left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["format"]);
+        assert!(outside.path().join("kept").exists());
     }
 
     #[test]

@@ -84,6 +84,25 @@ fn what_is_optional_is_left_out() {
 }
 
 #[test]
+fn every_section_of_a_heartbeat_has_the_members_of_the_types_document() {
+    let heartbeat = r#"{
+        "node_id": "n_abc123", "timestamp": "2025-01-15T10:30:00Z", "status": "healthy", "uptime": "72h15m",
+        "binary_checksum": "sha256:a1b2c3d4e5f6",
+        "mesh": { "interface": "plexd0", "peer_count": 12, "listen_port": 51820 },
+        "nat": { "public_endpoint": "203.0.113.10:51820", "type": "full_cone" },
+        "bridge": {
+            "enabled": true, "access_interface": "eth1", "active_routes": 2, "relay_enabled": true,
+            "active_relay_sessions": 1, "ingress_enabled": true, "active_ingress_rules": 3,
+            "site_to_site_enabled": true, "active_site_to_site_tunnels": 1
+        },
+        "user_access": { "enabled": true, "interface_name": "plexd-ua0", "peer_count": 4, "listen_port": 51821 },
+        "ingress": { "enabled": true, "rule_count": 3, "connection_count": 7 },
+        "site_to_site": { "enabled": true, "tunnel_count": 1 }
+    }"#;
+    assert_produced::<HeartbeatRequest>("heartbeat with every section", heartbeat);
+}
+
+#[test]
 fn a_registration_is_read() {
     let text = fixture("register_response.json");
     let response: RegisterResponse<'_> = wire::parse_object(text.as_bytes()).unwrap();

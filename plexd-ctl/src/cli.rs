@@ -33,10 +33,20 @@ pub(crate) struct Global {
     pub(crate) socket: PathBuf,
     /// How to print: a table for people, or JSON for programs (stable; times in RFC 3339)
     #[arg(short = 'o', long = "output", global = true, value_name = "FORMAT", default_value = "table")]
-    pub(crate) output: Format,
+    output: Format,
+    /// The same as `-o json`
+    #[arg(long, global = true, conflicts_with = "output")]
+    json: bool,
     /// Print without colours; so does the variable `NO_COLOR`
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
+}
+
+impl Global {
+    /// Returns how to print.
+    pub(crate) fn format(&self) -> Format {
+        if self.json { Format::Json } else { self.output }
+    }
 }
 
 /// How to print.
@@ -71,6 +81,19 @@ pub(crate) enum Command {
         get-token | plexd-ctl join -"
     )]
     Join(Join),
+    /// Give the node's identity up, at the control plane and here; the mesh is taken down
+    #[command(
+        after_help = "Keys, identity, peers and policies are removed; what applications reported stays, unless --purge \
+        is given. plexd-core goes on running: `plexd-ctl join` enrols the node again, as a new one.\n\nExamples:\n  \
+        plexd-ctl deregister\n  plexd-ctl deregister --purge\n  plexd-ctl deregister --force   # the control plane is gone"
+    )]
+    Deregister(Deregister),
+    /// Show the newest events of the control plane, and what became of each; never what is in them
+    #[command(
+        after_help = "With JSON, each line is one event.\n\nExamples:\n  plexd-ctl events\n  plexd-ctl events --follow\n  \
+        plexd-ctl events -n 1000 --json | jq -r 'select(.outcome == \"rejected\") | .reason'"
+    )]
+    Events(Events),
 }
 
 /// Arguments of `join`.
@@ -82,6 +105,28 @@ pub(crate) struct Join {
     /// `-`: read the token from standard input. A token itself is refused here: every user could see it in `ps`
     #[arg(value_name = "-", conflicts_with = "token_file")]
     pub(crate) stdin: Option<String>,
+}
+
+/// Arguments of `deregister`.
+#[derive(Debug, Args)]
+pub(crate) struct Deregister {
+    /// Also empty the data directory: reports, with their versions and what of them is unsent
+    #[arg(long)]
+    pub(crate) purge: bool,
+    /// Act on this node alone, without asking the control plane, which then goes on listing the node
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on with those that come, until interrupted
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many of those that came before; plexd-core remembers 1000 since its start
+    #[arg(short = 'n', long = "lines", value_name = "N", default_value_t = 50)]
+    pub(crate) recent: u32,
 }
 
 #[cfg(test)]
@@ -103,16 +148,24 @@ mod tests {
         ] {
             let cli = Cli::try_parse_from(arguments).unwrap();
             assert_eq!(cli.global.socket, PathBuf::from("/s"));
-            assert_eq!(cli.global.output, Format::Json);
+            assert_eq!(cli.global.format(), Format::Json);
             assert!(cli.global.no_color && matches!(cli.command, Command::Peers));
         }
+    }
+
+    #[test]
+    fn json_can_be_asked_for_in_one_way_or_the_other() {
+        let format = |arguments: &[&str]| Cli::try_parse_from(arguments).map(|cli| cli.global.format()).ok();
+        assert_eq!(format(&["plexd-ctl", "events", "--json"]), Some(Format::Json));
+        assert_eq!(format(&["plexd-ctl", "--json", "status"]), Some(Format::Json));
+        assert_eq!(format(&["plexd-ctl", "events", "--json", "-o", "table"]), None);
     }
 
     #[test]
     fn the_defaults_are_the_documented_ones() {
         let cli = Cli::try_parse_from(["plexd-ctl", "status"]).unwrap();
         assert_eq!(cli.global.socket, PathBuf::from("/run/plexd/admin.sock"));
-        assert_eq!(cli.global.output, Format::Table);
+        assert_eq!(cli.global.format(), Format::Table);
         assert!(!cli.global.no_color);
     }
 }

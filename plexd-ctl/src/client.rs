@@ -11,12 +11,13 @@ use std::time::Duration;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
 use plexd_proto::admin::v1::admin_client::AdminClient;
 use plexd_proto::admin::v1::{
-    JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse, ListPoliciesRequest,
-    ListPoliciesResponse, StatusRequest, StatusResponse,
+    DeregisterRequest, DeregisterResponse, JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse,
+    ListPoliciesRequest, ListPoliciesResponse, StatusRequest, StatusResponse, WatchEventsRequest,
+    WatchEventsResponse,
 };
 use plexd_proto::transport;
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Response, Status, Streaming};
 use zeroize::Zeroizing;
 
 use crate::failure::Failure;
@@ -26,6 +27,9 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// How long enrolment may take: connecting (10 s), registering (30 s) and a few retries.
 const ENROLMENT: Duration = Duration::from_secs(90);
+
+/// How long deregistration may take, after an enrolment that is under way.
+const DEREGISTRATION: Duration = Duration::from_secs(90);
 
 /// Largest answer, in bytes; 10,000 peers are about 2 MiB.
 const MAX_ANSWER: usize = 64 * 1024 * 1024;
@@ -66,6 +70,34 @@ impl Client {
     pub(crate) async fn join(mut self, token: &Zeroizing<String>) -> Result<JoinResponse, Failure> {
         let request = JoinRequest { token: token.as_str().into() };
         answer(&self.socket, ENROLMENT, self.admin.join(request)).await
+    }
+
+    /// Gives the node's identity up.
+    pub(crate) async fn deregister(
+        mut self,
+        request: DeregisterRequest,
+    ) -> Result<DeregisterResponse, Failure> {
+        answer(&self.socket, DEREGISTRATION, self.admin.deregister(request)).await
+    }
+
+    /// Asks for events.
+    pub(crate) async fn events(mut self, request: WatchEventsRequest) -> Result<Events, Failure> {
+        let stream = answer(&self.socket, ANSWER, self.admin.watch_events(request)).await?;
+        Ok(Events { socket: self.socket, stream })
+    }
+}
+
+/// Events as they come.
+#[derive(Debug)]
+pub(crate) struct Events {
+    socket: PathBuf,
+    stream: Streaming<WatchEventsResponse>,
+}
+
+impl Events {
+    /// Returns the next event, as late as it comes; `None` when there are no more.
+    pub(crate) async fn next(&mut self) -> Result<Option<WatchEventsResponse>, Failure> {
+        self.stream.message().await.map_err(|status| failure(&self.socket, &status))
     }
 }
 

@@ -68,6 +68,9 @@ pub(crate) enum Failure {
         /// Why the answer was not printed.
         telling: Box<Failure>,
     },
+    /// The identity is given up, and something of it is still there.
+    #[error("the identity is given up, but not everything could be removed: {}; run: plexd-ctl deregister --force", .0.join("; "))]
+    Remains(Vec<String>),
     /// plexd-ctl itself could not do its work.
     #[error("cannot {operation}: {source}")]
     Local {
@@ -87,6 +90,7 @@ impl Failure {
             | Self::Token(_)
             | Self::TokenFileKept { .. }
             | Self::TokenFileKeptUntold { .. }
+            | Self::Remains(_)
             | Self::Local { .. } => 1,
             Self::Usage(_) => USAGE,
             Self::NotEnrolled(_) => 3,

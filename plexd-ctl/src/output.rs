@@ -56,21 +56,47 @@ impl Terminal {
 
 /// Prints a view as the options say.
 pub(crate) fn print(view: &impl View, global: &Global, now: Timestamp) -> Result<(), Failure> {
-    let text = match global.output {
+    let text = match global.format() {
         Format::Json => json(view)?,
-        Format::Table => view.render(&Terminal { now, colours: colours(global) }),
+        Format::Table => view.render(&terminal(global, now)),
     };
-    match io::stdout().lock().write_all(text.as_bytes()) {
-        // The reader has seen enough: `plexd-ctl peers | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+    write(&text).map(drop)
+}
+
+/// Returns the terminal of the options.
+pub(crate) fn terminal(global: &Global, now: Timestamp) -> Terminal {
+    Terminal { now, colours: colours(global) }
+}
+
+/// Whether anybody still reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reader {
+    /// As far as is known.
+    Present,
+    /// The reader has seen enough: `plexd-ctl peers | head`.
+    Gone,
+}
+
+/// Writes `text` to standard output.
+pub(crate) fn write(text: &str) -> Result<Reader, Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Reader::Gone),
         Err(source) => Err(Failure::Local { operation: "write to standard output", source }),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(Reader::Present),
     }
 }
 
 /// Renders a view for programs: one indented JSON value and a newline.
 pub(crate) fn json(view: &impl Serialize) -> Result<String, Failure> {
     let text = serde_json::to_string_pretty(view)
+        .map_err(|error| Failure::Local { operation: "write JSON", source: error.into() })?;
+    Ok(text + "\n")
+}
+
+/// Renders a view for programs that read line by line: one JSON value and a newline.
+pub(crate) fn json_line(view: &impl Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string(view)
         .map_err(|error| Failure::Local { operation: "write JSON", source: error.into() })?;
     Ok(text + "\n")
 }
@@ -137,6 +163,11 @@ impl Moment {
         Self(now.checked_sub(age).unwrap_or(Timestamp::MIN))
     }
 
+    /// Returns the moment that many milliseconds after 1970 (UTC), or before if negative.
+    pub(crate) fn at_unix_ms(milliseconds: i64) -> Self {
+        Self(Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::MIN))
+    }
+
     /// Returns how long ago that was, as people say it.
     pub(crate) fn ago(self, now: Timestamp) -> String {
         let seconds = now.duration_since(self.0).as_secs();
@@ -144,9 +175,15 @@ impl Moment {
     }
 }
 
+impl std::fmt::Display for Moment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.3}", self.0)
+    }
+}
+
 impl Serialize for Moment {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:.3}", self.0))
+        serializer.collect_str(self)
     }
 }
 

@@ -4,20 +4,23 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 
 use plexd_proto::admin::v1::admin_server::{Admin, AdminServer};
 use plexd_proto::admin::v1::{
-    Enrolment, Health, Identity, JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse,
-    ListPoliciesRequest, ListPoliciesResponse, Peer, Policy, PolicyRule, PolicyState, StatusRequest,
-    StatusResponse,
+    DeregisterRequest, DeregisterResponse, Enrolment, Event, EventOutcome, Farewell, Health, Identity,
+    JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse, ListPoliciesRequest,
+    ListPoliciesResponse, Peer, Policy, PolicyRule, PolicyState, StatusRequest, StatusResponse,
+    WatchEventsRequest, WatchEventsResponse,
 };
 use plexd_proto::transport::{Incoming, SocketOwner, bind};
 use tempfile::TempDir;
+use tonic::codegen::tokio_stream::{self, Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 /// A plexd-core that answers, or refuses everything, or only to enrol.
@@ -76,6 +79,33 @@ impl Admin for FakeCore {
             return Err(Status::already_exists("this node is already enrolled as n-a1"));
         }
         self.answer(JoinResponse { node_id: "n-a1".into(), mesh_ip: "10.100.0.1".into() })
+    }
+
+    async fn deregister(
+        &self,
+        request: Request<DeregisterRequest>,
+    ) -> Result<Response<DeregisterResponse>, Status> {
+        let DeregisterRequest { purge, force } = request.into_inner();
+        let remains = if purge && force { vec!["cannot remove /x: no".to_owned()] } else { Vec::new() };
+        let farewell = if force { Farewell::NotAsked } else { Farewell::Confirmed };
+        self.answer(DeregisterResponse { node_id: "n-a1".into(), farewell: farewell.into(), remains })
+    }
+
+    type WatchEventsStream = Pin<Box<dyn Stream<Item = Result<WatchEventsResponse, Status>> + Send>>;
+
+    /// Of the last events, as many as asked for; with `follow`, nothing more ever comes.
+    async fn watch_events(
+        &self,
+        request: Request<WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let WatchEventsRequest { recent, follow } = request.into_inner();
+        let events = tokio_stream::iter((0..recent).map(|n| {
+            let mut event = Event { event_type: "peer_added".into(), ..Event::default() };
+            event.event_id = format!("evt-{n}");
+            event.set_outcome(EventOutcome::Applied);
+            Ok(WatchEventsResponse { event: Some(event), missed: 0 })
+        }));
+        self.answer(if follow { Box::pin(events.chain(tokio_stream::pending())) } else { Box::pin(events) })
     }
 }
 
@@ -345,6 +375,62 @@ fn a_reader_that_leaves_early_is_no_failure() {
     let core = Core::start(None);
     let mut child =
         ctl(&core.socket(), &["peers"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let answer = Answer::from(child.wait_with_output().unwrap());
+    assert_eq!((answer.code, answer.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn deregister_says_what_was_done_and_fails_if_something_is_left() {
+    let core = Core::start(None);
+    let done = "n-a1 is deregistered; to enrol again: plexd-ctl join\n";
+    let answer = core.ctl(&["deregister"]);
+    assert_eq!((answer.code, answer.stdout.as_str(), answer.stderr.as_str()), (0, done, ""));
+    let json = core.ctl(&["deregister", "--purge", "--json"]).json();
+    let expected =
+        serde_json::json!({ "node_id": "n-a1", "control_plane": "confirmed", "purged": true, "remains": [] });
+    assert_eq!(json, expected);
+    let answer = core.ctl(&["deregister", "--purge", "--force"]);
+    assert_eq!(answer.code, 1);
+    assert!(answer.stdout.contains("the control plane still lists it"), "{answer:?}");
+    assert!(answer.stderr.contains("not everything could be removed: cannot remove /x: no"), "{answer:?}");
+
+    let core = Core::start(Some(Status::failed_precondition("this node is not enrolled")));
+    assert_eq!(core.ctl(&["deregister"]).error(3), "this node is not enrolled");
+    let core = Core::start(Some(Status::permission_denied("this caller may not make this call")));
+    assert!(core.ctl(&["deregister"]).error(5).starts_with("plexd-core refuses: this caller may not"));
+}
+
+#[test]
+fn events_are_lines_and_end_unless_they_are_followed() {
+    let core = Core::start(None);
+    let answer = core.ctl(&["events", "-n", "2"]);
+    assert_eq!((answer.code, answer.stdout.lines().count()), (0, 3), "{answer:?}");
+    assert!(answer.stdout.starts_with("RECEIVED ") && answer.stdout.ends_with("evt-1\n"), "{answer:?}");
+    let answer = core.ctl(&["events", "--json"]);
+    let ids: Vec<serde_json::Value> = answer
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["event_id"].clone())
+        .collect();
+    assert_eq!((ids.len(), &ids[49]), (50, &"evt-49".into()));
+    assert_eq!(core.ctl(&["events", "-n", "0", "-o", "json"]).stdout, "");
+
+    let mut command = ctl(&core.socket(), &["events", "--follow", "-n", "1"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().starts_with("RECEIVED"));
+    assert!(lines.next().unwrap().unwrap().ends_with("evt-0"), "shown at once, not when the pipe is full");
+    assert_eq!(child.try_wait().unwrap(), None, "it waits for more");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_reader_of_events_that_leaves_early_is_no_failure() {
+    let core = Core::start(None);
+    let mut command = ctl(&core.socket(), &["events", "-n", "100000"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let answer = Answer::from(child.wait_with_output().unwrap());
     assert_eq!((answer.code, answer.stderr.as_str()), (0, ""));

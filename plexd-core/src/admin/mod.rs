@@ -1,5 +1,9 @@
-//! What core serves to administrators on admin.sock. Nothing here waits for the network but `Join`.
+//! What core serves to administrators on admin.sock. Nothing here waits for the network but `Join` and `Deregister`.
 
+mod events;
+mod leave;
+
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,24 +11,29 @@ use plexd_proto::access::{Permit, Rule};
 use plexd_proto::admin::v1;
 use plexd_proto::admin::v1::admin_server::Admin;
 use plexd_proto::transport::PeerCredentials;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 use crate::config::Config;
-use crate::identity::{CurrentIdentity, JoinError, JoinRequests, Token};
+use crate::control::batch;
+use crate::identity::{CurrentIdentity, JoinError, JoinRequests, LeaveRequests, Token};
 use crate::kernel::Counters;
 use crate::policy::{self, Action, Rule as PolicyRule, Service};
 use crate::reconcile::{Mesh, MeshStatus, PeerStatus};
 use crate::reports::Counts;
 use crate::state::Desired;
 use crate::status::{Board, Enrolment, Stream};
+use crate::supervisor::Shutdown;
 
 /// How long the mesh may take to say how it is.
 const MESH_DEADLINE: Duration = Duration::from_secs(2);
 
 /// How long a registration may take.
 const JOIN_DEADLINE: Duration = Duration::from_secs(80);
+
+/// Streams of events at a time.
+const MAX_STREAMS: usize = 16;
 
 /// Who may call an RPC of admin.sock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +48,8 @@ pub const RULES: &[Rule<Who>] = &[
     Rule { rpc: "/plexd.admin.v1.Admin/ListPeers", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/ListPolicies", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/Join", who: Who::Administrator },
+    Rule { rpc: "/plexd.admin.v1.Admin/Deregister", who: Who::Administrator },
+    Rule { rpc: "/plexd.admin.v1.Admin/WatchEvents", who: Who::Administrator },
 ];
 
 /// Knows administrators by their group.
@@ -77,6 +88,10 @@ pub struct Sources {
     pub mesh: Mesh,
     /// Takes tokens.
     pub join: JoinRequests,
+    /// Takes requests to give the identity up.
+    pub leave: LeaveRequests,
+    /// Ends streams that would go on for ever.
+    pub shutdown: Shutdown,
 }
 
 /// The service.
@@ -84,12 +99,13 @@ pub struct Sources {
 pub struct AdminService {
     sources: Sources,
     started: Instant,
+    streams: Arc<Semaphore>,
 }
 
 impl AdminService {
     /// Creates the service.
     pub fn new(sources: Sources) -> Self {
-        Self { sources, started: Instant::now() }
+        Self { sources, started: Instant::now(), streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
     }
 
     async fn mesh(&self) -> Option<MeshStatus> {
@@ -189,6 +205,8 @@ impl AdminService {
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    type WatchEventsStream = events::EventStream;
+
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let mesh = self.mesh().await;
         let problems = self.problems(mesh.as_ref());
@@ -219,6 +237,7 @@ impl Admin for AdminService {
                 data: count(desired.data.len()),
                 secrets: count(desired.secret_refs.len()),
             }),
+            uploads: uploads(&self.sources.board.control_status().uploads),
         }))
     }
 
@@ -275,6 +294,36 @@ impl Admin for AdminService {
             mesh_ip: joined.mesh_ip.to_string(),
         }))
     }
+
+    async fn deregister(
+        &self,
+        request: Request<v1::DeregisterRequest>,
+    ) -> Result<Response<v1::DeregisterResponse>, Status> {
+        leave::answer(&self.sources.leave, request.into_inner()).await.map(Response::new)
+    }
+
+    async fn watch_events(
+        &self,
+        request: Request<v1::WatchEventsRequest>,
+    ) -> Result<Response<Self::WatchEventsStream>, Status> {
+        let permit = Arc::clone(&self.streams)
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted("too many streams of events; end one of them"))?;
+        let history = self.sources.board.history().clone();
+        let request = request.into_inner();
+        Ok(Response::new(events::stream(history, request, self.sources.shutdown.clone(), permit)))
+    }
+}
+
+fn uploads(counts: &BTreeMap<&'static str, batch::Counts>) -> Vec<v1::Upload> {
+    let upload = |(kind, counts): (&&str, &batch::Counts)| v1::Upload {
+        kind: (*kind).to_owned(),
+        waiting: counts.waiting,
+        sent: counts.sent,
+        overflowed: counts.overflowed,
+        refused: counts.refused,
+    };
+    counts.iter().map(upload).collect()
 }
 
 /// Packets that the counter `name` has seen; `None` if it cannot be read.

@@ -20,6 +20,7 @@ struct Rig {
     reconciler: Reconciler,
     enroller: Enroller,
     board: Board,
+    shutdown: Shutdown,
     _kept: (watch::Sender<Arc<Desired>>, watch::Sender<Counts>, tempfile::TempDir),
 }
 
@@ -54,8 +55,16 @@ fn rig(client: crate::control::client::Client) -> Rig {
         board: board.clone(),
     };
     let config = Arc::new(config(""));
+    let (reports, _writer) = crate::reports::Reports::open(
+        &folder.path().join("reports.redb"),
+        Arc::new(SystemClock),
+        board.clone(),
+    )
+    .unwrap();
     let (mesh, reconciler) = Reconciler::new(Arc::clone(&config), handle, "asked for".into(), wiring);
+    let (enroller, leave) = enroller.leaving(mesh.clone(), reports);
     let (counts, reports) = watch::channel(Counts { entries: 5, pending: 2, conflicted: 1 });
+    let shutdown = Shutdown::new();
     let sources = Sources {
         config,
         hostname: "web-01".to_owned(),
@@ -66,9 +75,11 @@ fn rig(client: crate::control::client::Client) -> Rig {
         reports,
         mesh,
         join,
+        leave,
+        shutdown: shutdown.clone(),
     };
     let kept = (desired_sender, counts, folder);
-    Rig { service: AdminService::new(sources), reconciler, enroller, board, _kept: kept }
+    Rig { service: AdminService::new(sources), reconciler, enroller, board, shutdown, _kept: kept }
 }
 
 fn nobody() -> crate::control::client::Client {
@@ -169,6 +180,144 @@ async fn a_join_ends_with_a_code_for_each_reason() {
     shutdown.cancel();
     task.await.unwrap().unwrap();
     assert_eq!(join(&service, "t").await.code(), Code::Unavailable, "stopping");
+}
+
+#[tokio::test]
+async fn a_deregistration_that_is_not_confirmed_changes_nothing_and_names_the_way_out() {
+    let Rig { service, enroller, board, .. } = rig(nobody());
+    let shutdown = Shutdown::new();
+    let task = tokio::spawn(enroller.run(shutdown.clone()));
+    let deregister = async |purge, force| {
+        service
+            .deregister(Request::new(v1::DeregisterRequest { purge, force }))
+            .await
+            .map(Response::into_inner)
+    };
+    let refused = deregister(true, false).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable);
+    let message = refused.message();
+    assert!(message.contains("n_a") && message.contains("nothing has changed"), "{message}");
+    assert!(message.contains("plexd-ctl deregister --force"), "{message}");
+    assert_eq!(status(&service).await.identity.unwrap().node_id, "n_a");
+    assert_eq!(board.enrolment(), Enrolment::Enrolled);
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
+    assert_eq!(deregister(false, true).await.unwrap_err().code(), Code::Unavailable, "stopping");
+}
+
+#[tokio::test]
+async fn a_deregistered_node_says_so_and_asks_for_a_token() {
+    let mut rig = rig(nobody());
+    rig.reconciler.start().await;
+    tokio::spawn(rig.reconciler.run(Shutdown::new()));
+    tokio::spawn(rig.enroller.run(Shutdown::new()));
+    let deregister = async |purge, force| {
+        let request = Request::new(v1::DeregisterRequest { purge, force });
+        rig.service.deregister(request).await.map(Response::into_inner)
+    };
+    let done = deregister(false, true).await.unwrap();
+    assert_eq!((done.node_id.as_str(), done.farewell()), ("n_a", v1::Farewell::NotAsked));
+    assert_eq!(done.remains, [""; 0]);
+    let status = status(&rig.service).await;
+    let who = status.identity.unwrap();
+    assert_eq!((who.enrolment(), who.node_id.as_str()), (v1::Enrolment::WaitingForToken, ""));
+    assert_eq!((who.mesh_ip.as_str(), who.public_key.as_str()), ("", ""));
+    let problems = &status.problems;
+    assert!(problems.len() == 1 && problems[0].message.contains("plexd-ctl join"), "{problems:?}");
+    let refused = deregister(false, false).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("not enrolled"));
+}
+
+#[tokio::test]
+async fn events_are_streamed_from_the_last_ones_on_until_core_stops() {
+    use futures_util::StreamExt;
+
+    use crate::control::history::{Outcome, Seen};
+
+    let Rig { service, board, shutdown, .. } = rig(nobody());
+    let record = |id: &str, outcome| {
+        let (received, event_type) = (jiff::Timestamp::UNIX_EPOCH, "peer_added".to_owned());
+        let event_id = id.to_owned();
+        board.history().record(Seen { received, event_type, event_id, issued_at: None, outcome });
+    };
+    let watch = async |recent, follow| {
+        let request = Request::new(v1::WatchEventsRequest { recent, follow });
+        service.watch_events(request).await.map(Response::into_inner)
+    };
+    record("e-1", Outcome::Applied);
+    record("e-2", Outcome::Rejected("stale"));
+    let all: Vec<_> = watch(u32::MAX, false).await.unwrap().collect().await;
+    assert_eq!(all.len(), 2);
+    let mut following = watch(1, true).await.unwrap();
+    let event = following.next().await.unwrap().unwrap().event.unwrap();
+    assert_eq!((event.event_id.as_str(), event.reason.as_str()), ("e-2", "stale"));
+    record("e-3", Outcome::Unsupported);
+    let event = following.next().await.unwrap().unwrap().event.unwrap();
+    assert_eq!((event.event_id.as_str(), event.outcome()), ("e-3", v1::EventOutcome::Unsupported));
+    for id in 0..crate::control::history::MAX + 5 {
+        record(&id.to_string(), Outcome::Unknown);
+    }
+    assert_eq!(following.next().await.unwrap().unwrap().missed, 5);
+    let mut streams = vec![following];
+    while let Ok(stream) = watch(0, true).await {
+        streams.push(stream);
+    }
+    assert_eq!(streams.len(), MAX_STREAMS);
+    assert_eq!(watch(0, true).await.err().unwrap().code(), Code::ResourceExhausted);
+    shutdown.cancel();
+    let mut last = streams.pop().unwrap();
+    assert_eq!(last.next().await.unwrap().unwrap_err().code(), Code::Unavailable);
+    assert!(last.next().await.is_none());
+    drop(streams);
+    assert!(watch(0, false).await.is_ok(), "a stream that ends gives its place back");
+}
+
+#[tokio::test]
+async fn what_a_queue_loses_is_in_the_status() {
+    use crate::control::batch::{Carrier, Limits, Queue, Uplink};
+    use crate::control::session::Session;
+    use crate::control::wire::LogEntry;
+
+    let Rig { service, reconciler, board, .. } = rig(nobody());
+    tokio::spawn(reconciler.run(Shutdown::new()));
+    assert_eq!(status(&service).await.uploads, []);
+    let queue: Queue<LogEntry> = Queue::new(Limits { records: 2, ..Limits::default() });
+    let entry = LogEntry {
+        timestamp: jiff::Timestamp::UNIX_EPOCH,
+        source: "journald".to_owned(),
+        unit: "plexd".to_owned(),
+        message: "one".to_owned(),
+        severity: "info".to_owned(),
+        hostname: "web-01".to_owned(),
+    };
+    (0..5).for_each(|_| queue.push(&entry));
+    let session = Session {
+        client: nobody(),
+        identity: service.sources.identity.clone(),
+        board: board.clone(),
+        pulls: Arc::default(),
+        name: "logs",
+    };
+    Carrier::<LogEntry>::tell(&mut Uplink::new(session), queue.counts());
+    let status = status(&service).await;
+    let lost = v1::Upload { kind: "log entries".to_owned(), waiting: 2, sent: 0, overflowed: 3, refused: 0 };
+    assert_eq!(status.uploads, [lost]);
+    assert!(status.problems[0].message.contains("3 log entries lost"), "{:?}", status.problems);
+}
+
+#[test]
+fn whatever_changes_something_or_tells_something_is_for_administrators_alone() {
+    let gate = plexd_proto::access::Gate::new(RULES, Administrators { gid: 990 });
+    let root = PeerCredentials { uid: 0, gid: 0, pid: 1, groups: Vec::new() };
+    let member = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989, 990] };
+    let user = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989] };
+    for rpc in ["Status", "ListPeers", "ListPolicies", "Join", "Deregister", "WatchEvents"] {
+        let path = format!("/plexd.admin.v1.Admin/{rpc}");
+        assert!(gate.allows(&root, &path) && gate.allows(&member, &path), "{rpc}");
+        assert!(!gate.allows(&user, &path), "{rpc}");
+    }
+    assert_eq!(RULES.len(), 6, "the list above has every row");
 }
 
 #[test]

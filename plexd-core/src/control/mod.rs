@@ -6,6 +6,7 @@
 //! - [`wire`]: their JSON, exactly
 //! - [`convert`]: wire to domain, entry by entry
 //! - [`sse`], [`envelope`], [`events`]: bytes to items, items to verified envelopes, envelopes to events
+//! - [`history`]: what became of the newest events
 //! - [`secret`]: decryption of secret values
 //! - [`session`]: the loops of an enrolled node
 //! - [`batch`]: what is observed, queued within bounds and sent in batches
@@ -19,6 +20,7 @@ pub mod convert;
 pub(crate) mod dev;
 pub mod envelope;
 pub mod events;
+pub mod history;
 pub mod secret;
 pub mod session;
 mod signing_key_rotation;

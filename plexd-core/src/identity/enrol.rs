@@ -2,6 +2,8 @@
 //! and the answer before anything acts on it, so a crash at any instruction loses neither; if the answer was lost the same
 //! token and key are sent again.
 
+mod leave;
+
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +25,8 @@ use crate::status::{Board, Enrolment, Subsystem};
 use crate::storage::StorageError;
 use crate::supervisor::Shutdown;
 use crate::types::{NodeId, PrivateKey};
+
+pub use leave::{Consent, Farewell, Leave, LeaveError, LeaveRequests, Left};
 
 /// Takes tokens from administrators. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -47,7 +51,7 @@ pub struct Joined {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JoinError {
     /// It has an identity already.
-    #[error("this node is already enrolled as {0}; to enrol it anew, remove it at the control plane first")]
+    #[error("this node is already enrolled as {0}; to enrol it anew, run first: plexd-ctl deregister")]
     AlreadyEnrolled(NodeId),
     /// Somebody else is at it.
     #[error("another join is under way; wait for it, then look at: plexd-ctl status")]
@@ -88,6 +92,8 @@ pub struct Enroller {
     publish: watch::Sender<Option<Arc<Identity>>>,
     joins: mpsc::Receiver<Join>,
     rotation: Rotation,
+    /// `None`: nobody can ask for the identity to be given up.
+    surroundings: Option<leave::Surroundings>,
 }
 
 /// What the task starts from: what is on disk, and where tokens may be.
@@ -168,8 +174,20 @@ impl Enroller {
             name: "rotation",
         };
         let rotation = Rotation::new(store.clone(), session, state.clone(), publish.clone(), pending_key);
-        let task =
-            Self { store, client, machine, state, board, private_key, token, publish, joins, rotation };
+        let surroundings = None;
+        let task = Self {
+            store,
+            client,
+            machine,
+            state,
+            board,
+            private_key,
+            token,
+            publish,
+            joins,
+            rotation,
+            surroundings,
+        };
         (task, current, JoinRequests(sender))
     }
 
@@ -212,8 +230,8 @@ impl Enroller {
         }
     }
 
-    /// Serves joins and rotations until registering may be tried again: after `wait`, when it is known whether the
-    /// identity is accepted, or when a join was tried.
+    /// Serves joins, departures and rotations until registering may be tried again: after `wait`, when it is known whether
+    /// the identity is accepted, or when a join or departure was tried.
     async fn serve_until(
         &mut self,
         wait: Option<Duration>,
@@ -231,6 +249,11 @@ impl Enroller {
                 Some(join) = self.joins.recv() => {
                     backoff.reset();
                     self.on_join(join).await;
+                    return;
+                }
+                Some(request) = leave::next(&mut self.surroundings) => {
+                    backoff.reset();
+                    self.on_leave(request).await;
                     return;
                 }
                 () = self.rotation.due(), if is_enrolled => self.rotation.advance().await,
@@ -314,6 +337,12 @@ impl Enroller {
         if let Some(key) = &self.private_key {
             return Ok(key.clone());
         }
+        // From here on there is something again that a start must not remove.
+        self.store
+            .departure()
+            .finish()
+            .map_err(|error| Attempt::not_stored("the last deregistration is not finished", &error))?;
+        self.board.clear(Subsystem::Storage, "deregistration");
         let key = PrivateKey::generate()
             .map_err(|error| Attempt::Refused(format!("no key can be generated: {error}")))?;
         self.store
@@ -346,6 +375,7 @@ impl Enroller {
         if let Err(error) = self.state.enrolled(signing_key, peers, rejected_peers).await {
             tracing::warn!(%error, "first peers not taken over; the next pull brings them");
         }
+        self.offer_reports_to(&identity.node_id).await;
         self.token = None;
         self.board.clear(Subsystem::Enrolment, "token");
         self.board.clear(Subsystem::Enrolment, "register");

@@ -105,6 +105,35 @@ mod tests {
         assert!(String::from_utf8(output.stdout).unwrap().starts_with(&checksum["sha256:".len()..]));
     }
 
+    /// Set in the process that the next test starts.
+    const CHILD: &str = "PLEXD_TEST_CHECKSUM_CHILD";
+
+    #[test]
+    fn the_checksum_is_of_the_running_file_also_after_an_upgrade_put_another_in_its_place() {
+        use std::io::{BufRead, Write};
+        use std::process::{Command, Stdio};
+
+        if std::env::var_os(CHILD).is_some() {
+            // Once the file is another one.
+            std::io::stdin().lock().read_line(&mut String::new()).unwrap();
+            writeln!(std::io::stdout(), "checksum {}", hash_binary().unwrap()).unwrap();
+            return;
+        }
+        let exe = std::env::current_exe().unwrap();
+        let folder = tempfile::tempdir_in(exe.parent().unwrap()).unwrap();
+        let (running, next) = (folder.path().join("agent"), folder.path().join("next"));
+        std::fs::hard_link(&exe, &running).unwrap();
+        let test = std::thread::current().name().unwrap().to_owned();
+        let mut child = Command::new(&running);
+        child.args(["--exact", "--nocapture", &test]).env(CHILD, "1");
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        std::fs::write(&next, "another version").unwrap();
+        std::fs::rename(&next, &running).unwrap();
+        child.stdin.take().unwrap().write_all(b"\n").unwrap();
+        let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+        assert!(output.contains(&format!("checksum {}", hash_binary().unwrap())), "{output}");
+    }
+
     #[test]
     fn the_architecture_has_the_documents_name() {
         assert!(["amd64", "arm64"].contains(&Machine::metadata().arch.as_str()));

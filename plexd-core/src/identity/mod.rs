@@ -1,8 +1,9 @@
 //! Who the node is: the bootstrap token it starts from ([`token`]), the identity it is given ([`store`]), how it gets
-//! from one to the other ([`enrol`]), how its WireGuard key is replaced ([`rotation`]), and what it last told of itself
-//! ([`announced`]).
+//! from one to the other ([`enrol`]) and gives the identity up ([`departure`]), how its WireGuard key is replaced
+//! ([`rotation`]), and what it last told of itself ([`announced`]).
 
 mod announced;
+mod departure;
 mod enrol;
 mod machine;
 mod rotation;
@@ -16,7 +17,11 @@ use crate::control::client::Credentials;
 use crate::types::{NodeId, NodeSecretKey, PrivateKey, SigningPublicKey};
 
 pub use announced::Announced;
-pub use enrol::{Enroller, JoinError, JoinRequests, Joined, Start};
+pub use departure::{Extent, Unfinished, resume as resume_departure};
+pub use enrol::{
+    Consent, Enroller, Farewell, JoinError, JoinRequests, Joined, Leave, LeaveError, LeaveRequests, Left,
+    Start,
+};
 pub use machine::Machine;
 pub use store::{IdentityStore, Loaded};
 pub use token::{Token, TokenError, TokenLookup, find as find_token};

@@ -78,6 +78,14 @@ impl Rotation {
         }
     }
 
+    /// Forgets the pending key, and whatever an identity that is no more had to wait for.
+    pub(super) fn forget(&mut self) {
+        self.stage = Stage::Idle;
+        self.backoff.reset();
+        self.not_before = Instant::now();
+        self.session.board.clear(Subsystem::Storage, PROBLEM);
+    }
+
     /// Waits until there is something to do for a node that has an identity.
     pub(super) async fn due(&mut self) {
         if matches!(self.stage, Stage::Idle)

@@ -7,6 +7,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use super::departure::Departure;
 use super::{Announced, Identity};
 use crate::storage::{self, DataDir, StorageError};
 use crate::types::{Clock, NodeSecretKey, PrivateKey, PublicKey, SigningPublicKey};
@@ -52,6 +53,11 @@ impl IdentityStore {
     /// Returns where it is kept what was told of the node's capabilities.
     pub fn announced(&self) -> Announced {
         Announced::new(&self.directory)
+    }
+
+    /// Returns what removes it.
+    pub(super) fn departure(&self) -> Departure {
+        Departure::new(self.directory.clone())
     }
 
     /// Reads what is there.

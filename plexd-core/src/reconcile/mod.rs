@@ -50,6 +50,7 @@ enum Request {
     Reconcile,
     Status(oneshot::Sender<MeshStatus>),
     Counters(oneshot::Sender<Option<Counters>>),
+    TakeDown(oneshot::Sender<Result<(), KernelError>>),
 }
 
 impl Mesh {
@@ -73,6 +74,12 @@ impl Mesh {
     /// Returns what the firewall counted, read from the kernel now; `None` without a table in force.
     pub async fn counters(&self) -> Option<Counters> {
         self.ask(Request::Counters).await.flatten()
+    }
+
+    /// Removes the interface, with its routes, and the policy, of a node that has no identity any more; returns what could
+    /// not be removed, or `None` when the reconciler has stopped.
+    pub async fn take_down(&self) -> Option<Result<(), KernelError>> {
+        self.ask(Request::TakeDown).await
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Option<T> {
@@ -189,11 +196,14 @@ impl Reconciler {
                     // Callers that no longer wait are no error.
                     Request::Status(reply) => drop(reply.send(self.status().await)),
                     Request::Counters(reply) => drop(reply.send(self.counters().await)),
+                    Request::TakeDown(reply) => drop(reply.send(self.take_down().await)),
                 },
             }
         }
-        if self.config.on_stop == OnStop::Teardown {
-            self.tear_down().await;
+        if self.config.on_stop == OnStop::Teardown
+            && let Err(error) = self.tear_down().await
+        {
+            tracing::warn!(%error, "left behind at the stop");
         }
         Ok(())
     }
@@ -322,15 +332,28 @@ impl Reconciler {
         }
     }
 
+    /// Removes what the kernel has of a node that has no identity any more, and forgets it. Also to be awaited before
+    /// [`Reconciler::run`], where a process before this one could not do it.
+    pub async fn take_down(&mut self) -> Result<(), KernelError> {
+        self.take_up_news();
+        let removed = self.tear_down().await;
+        if self.goal.is_none() {
+            self.wanted = None;
+            self.last_endpoints = LastEndpoints::new();
+            self.policies = Arc::default();
+            self.refused = None;
+            self.last_success = None;
+            self.names.ask_for(&Desired::default(), |_| false);
+            self.wiring.board.clear(Subsystem::Policy, "compile");
+            self.report(&[], &[], false);
+        }
+        removed
+    }
+
     /// Takes the interface down, then the policy: never the policy of an interface that is still there.
-    async fn tear_down(&mut self) {
-        if let Err(error) = self.kernel.wireguard.remove().await {
-            tracing::warn!(%error, "interface left behind, and its policy with it");
-            return;
-        }
-        if let Err(error) = self.kernel.firewall.remove().await {
-            tracing::warn!(%error, "policy left behind");
-        }
+    async fn tear_down(&mut self) -> Result<(), KernelError> {
+        self.kernel.wireguard.remove().await?;
+        self.kernel.firewall.remove().await
     }
 
     async fn status(&self) -> MeshStatus {

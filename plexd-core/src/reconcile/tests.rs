@@ -504,3 +504,43 @@ async fn a_stop_that_cannot_remove_the_interface_leaves_its_policy_too() {
     let state = around.kernel.state();
     assert!(state.device.is_some() && state.table.is_some());
 }
+
+#[tokio::test]
+async fn a_node_whose_identity_is_given_up_is_taken_down_and_comes_back_with_the_next_one() {
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().failing.insert("apply peers");
+    rig.change(Desired::without_b);
+    rig.reconciler.reconcile(Cause::Change).await;
+    assert!(rig.board.is_degraded());
+    let (kernel, board) = (Arc::clone(&rig.kernel), rig.board.clone());
+    let (running, shutdown, task) = rig.run();
+    running.identity.send_replace(None);
+    running.desired.send_replace(Arc::default());
+    running.mesh.take_down().await.unwrap().unwrap();
+    let gone = |kernel: &FakeKernel| kernel.state().device.is_none() && kernel.state().table.is_none();
+    assert!(gone(&kernel) && !board.is_degraded());
+    let status = running.mesh.status().await.unwrap();
+    assert!(status.peers.is_empty() && status.last_success.is_none());
+    // Neither asking nor a change in the kernel brings it back.
+    running.mesh.reconcile();
+    running.kernel_changes.send(()).await.unwrap();
+    running.mesh.take_down().await.unwrap().unwrap();
+    assert!(gone(&kernel));
+
+    kernel.state().failing.clear();
+    running.desired.send_replace(Arc::new(desired([peer("n_b", 2, None)])));
+    running.identity.send_replace(Some(Arc::new(identity())));
+    crate::control::dev::until("the mesh", async || (!gone(&kernel)).then_some(())).await;
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_interface_that_cannot_be_removed_keeps_its_policy_and_is_named() {
+    let mut rig = started(ALLOW).await;
+    rig.identity.send_replace(None);
+    rig.kernel.state().failing.insert("remove interface");
+    let error = rig.reconciler.take_down().await.unwrap_err().to_string();
+    assert!(error.contains("remove interface"), "{error}");
+    assert!(rig.kernel.state().table.is_some());
+}

@@ -1,6 +1,8 @@
 //! The reports on disk: one embedded database, every change one transaction. Owns the rules of versions and of the
 //! outbox; knows nothing of tasks or the network.
 
+mod renewal;
+
 use std::io;
 use std::path::{Path, PathBuf};
 

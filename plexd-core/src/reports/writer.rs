@@ -10,6 +10,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use super::store::{Batch, OpenError, Store, Write, Written};
 use super::{Change, Counts, Deleted, Entry, Put, Refusal};
 use crate::status::{Board, Subsystem};
+use crate::storage::StorageError;
 use crate::supervisor::Shutdown;
 use crate::types::Clock;
 
@@ -55,6 +56,8 @@ enum Request {
     Outbox { most: usize, bytes: usize, reply: oneshot::Sender<io::Result<Batch>> },
     Confirm(Batch, oneshot::Sender<io::Result<()>>),
     MarkConflicted(Batch, oneshot::Sender<io::Result<()>>),
+    OfferAgain(oneshot::Sender<io::Result<()>>),
+    Clear(oneshot::Sender<Result<(), StorageError>>),
     Stop,
 }
 
@@ -118,6 +121,19 @@ impl Reports {
     /// States that the control plane refused the changes for their versions.
     pub async fn mark_conflicted(&self, batch: Batch) -> io::Result<()> {
         self.ask(|reply| Request::MarkConflicted(batch, reply)).await?
+    }
+
+    /// Has every entry sent to a control plane that knows none of them: it has given the node a new identity.
+    pub async fn offer_again(&self) -> io::Result<()> {
+        self.ask(Request::OfferAgain).await?
+    }
+
+    /// Removes everything, versions of deleted keys and unsent changes included.
+    ///
+    /// # Errors
+    /// The inner error: the file is still there, or no new one can be made.
+    pub async fn clear(&self) -> io::Result<Result<(), StorageError>> {
+        self.ask(Request::Clear).await
     }
 
     /// Returns how many entries there are.
@@ -193,9 +209,29 @@ impl Writer {
                 self.count();
                 let _ = reply.send(marked);
             }
+            Request::OfferAgain(reply) => {
+                let offered = self.store.offer_again();
+                self.count();
+                let _ = reply.send(offered);
+            }
+            Request::Clear(reply) => {
+                let cleared = self.clear();
+                self.count();
+                let _ = reply.send(cleared);
+            }
             Request::Stop => return false,
         }
         true
+    }
+
+    fn clear(&mut self) -> Result<(), StorageError> {
+        for deleted in self.store.start_over()? {
+            // Nobody watching is no error.
+            let _ = self.changes.send(Change::Deleted(deleted));
+        }
+        self.board.clear_all(Subsystem::Reports);
+        self.board.clear(Subsystem::Storage, "reports");
+        Ok(())
     }
 
     fn commit(&mut self, requests: Vec<(Write, oneshot::Sender<Result<Written, Refusal>>)>) {
@@ -293,6 +329,57 @@ mod tests {
             }
         }
         assert_eq!(won, 1);
+        shutdown.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn reports_that_were_sent_or_refused_are_offered_again_and_deletions_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let (reports, writer) = open(&folder);
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn(writer.run(shutdown.clone()));
+        for key in ["sent", "refused", "gone"] {
+            reports.put(put(key, None)).await.unwrap();
+        }
+        let mut batches = reports.outbox(9, 9999).await.unwrap().split();
+        batches.next();
+        reports.mark_conflicted(batches.next().unwrap()).await.unwrap();
+        reports.confirm(batches.next().unwrap()).await.unwrap();
+        reports.delete("gone".into(), None).await.unwrap();
+        reports.offer_again().await.unwrap();
+        assert_eq!(*reports.counts().borrow(), Counts { entries: 2, pending: 2, conflicted: 0 });
+        let batch = reports.outbox(9, 9999).await.unwrap();
+        let keys: Vec<_> = batch.entries.iter().map(|entry| entry.key.as_str()).collect();
+        assert_eq!((keys, batch.deleted.len()), (vec!["refused", "sent"], 0));
+        shutdown.cancel();
+        task.await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_cleared_is_told_as_deleted_and_versions_begin_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let (reports, writer) = open(&folder);
+        let shutdown = Shutdown::new();
+        let task = tokio::spawn(writer.run(shutdown.clone()));
+        let report = |payload: &str| Put { payload: payload.to_owned().into(), ..put("a", None) };
+        reports.put(report(r#""hunter2""#)).await.unwrap();
+        let last = reports.put(report(r#""hunter2""#)).await.unwrap();
+        reports.put(put("b", None)).await.unwrap();
+        reports.delete("b".into(), None).await.unwrap();
+        let mut subscription = reports.subscribe().await.unwrap();
+        reports.clear().await.unwrap().unwrap();
+        let Change::Deleted(deleted) = subscription.changes.recv().await.unwrap() else {
+            panic!("a deletion")
+        };
+        assert!(deleted.key == "a" && deleted.revision > last.revision, "{deleted:?}");
+        assert_eq!(*reports.counts().borrow(), Counts::default());
+        let bytes = std::fs::read(folder.path().join("reports.redb")).unwrap();
+        assert!(!bytes.windows(7).any(|window| window == b"hunter2"));
+        for key in ["a", "b"] {
+            let entry = reports.put(put(key, Some(0))).await.unwrap();
+            assert!(entry.version == 1 && entry.revision > deleted.revision, "{entry:?}");
+        }
         shutdown.cancel();
         task.await.unwrap().unwrap();
     }

@@ -1,6 +1,8 @@
 //! The one owner of the desired state: verifies events, takes pulls over, makes each change durable and publishes it.
 //! Talks to nobody; the loops in [`crate::control`] bring it what they received.
 
+mod forget;
+mod history;
 mod own_key;
 
 use std::io;
@@ -18,6 +20,7 @@ use crate::control::envelope::{self, Verified};
 use crate::control::events;
 use crate::reconcile::drift::Correction;
 use crate::status::{Board, Subsystem};
+use crate::storage::StorageError;
 use crate::supervisor::Shutdown;
 use crate::types::{Clock, PublicKey, SigningPublicKey};
 
@@ -93,6 +96,10 @@ enum Request {
         reply: oneshot::Sender<Durability>,
     },
     RotationRefused(oneshot::Sender<()>),
+    Forget {
+        publish: PublishIdentity,
+        reply: oneshot::Sender<Result<(), StorageError>>,
+    },
     Stop,
 }
 
@@ -128,7 +135,7 @@ impl State {
         clock: Arc<dyn Clock>,
         board: Board,
         registered: Option<SigningPublicKey>,
-    ) -> Result<(Self, StateKeeper), crate::storage::StorageError> {
+    ) -> Result<(Self, StateKeeper), StorageError> {
         let (store, stored) = StateStore::open(path, clock.now())?;
         let Stored { mut desired, last_event_id, nonces, problem } = stored;
         board.set(Subsystem::Storage, "state", problem);
@@ -173,7 +180,7 @@ impl State {
         self.ask(|reply| Request::Event { id, data, reply }).await
     }
 
-    /// Notes that an event that could not be read is done with.
+    /// Notes that an event that was too large to be read is done with.
     pub async fn skip_event(&self, id: Option<String>) -> io::Result<()> {
         self.ask(|reply| Request::SkipEvent { id, reply }).await
     }
@@ -237,6 +244,7 @@ impl Keeper {
                     let _ = reply.send(self.on_event(id, &data));
                 }
                 Request::SkipEvent { id, reply } => {
+                    self.count_rejected(None, id.as_deref(), history::TOO_LARGE);
                     self.advance(Arc::clone(&self.desired), EventMark { event_id: id, nonce: None });
                     let _ = reply.send(());
                 }
@@ -261,6 +269,9 @@ impl Keeper {
                     self.set_rotation_wanted(false);
                     let _ = reply.send(());
                 }
+                Request::Forget { publish, reply } => {
+                    let _ = reply.send(self.on_forget(publish));
+                }
                 Request::Stop => return,
             }
         }
@@ -274,17 +285,23 @@ impl Keeper {
             tracing::warn!(%error, "old nonces could not be removed");
         }
         let Some(keys) = self.desired.signing_keys.clone() else {
+            self.count_rejected(envelope::claims(data), id.as_deref(), "signature");
             return self.reject(id, None, "signature", Pull::Yes);
         };
         let verified = match envelope::verify(data, &keys, now, &self.nonces) {
             Ok(verified) => verified,
-            Err(rejection) => return self.reject(id, None, rejection.as_str(), Pull::No),
+            Err(rejection) => {
+                self.count_rejected(envelope::claims(data), id.as_deref(), rejection.as_str());
+                return self.reject(id, None, rejection.as_str(), Pull::No);
+            }
         };
         let nonce = (verified.nonce.clone(), nonce_expiry(&verified));
+        let claims = history::claims_of(&verified);
         let event = match events::decode(&verified.event_type, &verified.payload) {
             Ok(event) => event,
             Err(error) => {
                 tracing::debug!(event = verified.event_id, kind = verified.event_type, %error, "event has a bad payload");
+                self.count_rejected(Some(claims), id.as_deref(), "payload");
                 return self.reject(id, Some(nonce), "payload", Pull::Yes);
             }
         };
@@ -293,6 +310,7 @@ impl Keeper {
         self.awaits_pull |= applied.pull;
         tracing::debug!(event = verified.event_id, kind = verified.event_type, "event accepted");
         self.advance(Arc::new(applied.desired), EventMark { event_id: id, nonce: Some(nonce) });
+        self.remember_verified(claims, applied.unsupported.as_deref());
         self.board.control(|control| {
             control.accepted += 1;
             if let Some(kind) = &applied.unsupported {
@@ -309,15 +327,6 @@ impl Keeper {
         reason: &'static str,
         pull: Pull,
     ) -> EventOutcome {
-        let first = !self.board.control_status().rejected.contains_key(reason);
-        self.board.control(|control| *control.rejected.entry(reason).or_default() += 1);
-        if first {
-            tracing::warn!(
-                reason,
-                event = id.as_deref().unwrap_or(""),
-                "event rejected; further ones are only counted"
-            );
-        }
         self.advance(Arc::clone(&self.desired), EventMark { event_id: id, nonce });
         EventOutcome { rejected: Some(reason), pull: pull == Pull::Yes, corrections: Vec::new() }
     }

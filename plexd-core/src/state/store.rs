@@ -79,6 +79,16 @@ impl StateStore {
         Ok((Self { path: path.into(), database: Some(database) }, stored))
     }
 
+    /// Removes the file and makes a new, empty one: in the old one, bytes of what is deleted would stay.
+    pub fn start_over(&mut self) -> Result<(), StorageError> {
+        self.database = None;
+        storage::remove(&self.path)?;
+        let database = storage::open_database(&self.path)?;
+        create_tables(&database).map_err(|source| StorageError::new("write", &self.path, source))?;
+        self.database = Some(database);
+        Ok(())
+    }
+
     /// Makes `new` and the marks durable; writes only what differs from `old`.
     pub fn commit(&mut self, old: &Desired, new: &Desired, mark: Option<&EventMark>) -> io::Result<()> {
         let database = match self.database.take() {

@@ -1,6 +1,8 @@
 //! The commands: each asks plexd-core one thing and turns the answer into a view of its own, whose JSON shape does not
 //! depend on the wire.
 
+mod deregister;
+mod events;
 mod join;
 mod peers;
 mod policies;
@@ -42,5 +44,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             output::print(&policies::Policies::new(response), &cli.global, Timestamp::now())
         }
         Command::Join(arguments) => join::run(client, arguments, &cli.global).await,
+        Command::Deregister(arguments) => deregister::run(client, &arguments, &cli.global).await,
+        Command::Events(arguments) => events::run(client, &arguments, &cli.global).await,
     }
 }

@@ -28,6 +28,8 @@ pub(crate) struct Status {
     mesh: Mesh,
     policy: PolicyState,
     reports: Reports,
+    /// `metrics`, `log_entries` and `audit_records` on their way to the control plane; what was never sent is absent.
+    uploads: BTreeMap<String, Upload>,
     local_state: LocalState,
     /// Capabilities that plexd-core keeps, as `CAP_` names, sorted.
     capabilities: Vec<String>,
@@ -65,7 +67,7 @@ struct ControlPlane {
     last_error: Option<String>,
     last_event_id: Option<String>,
     events_accepted: u64,
-    /// By reason: `malformed`, `signature`, `stale`, `future`, `replay`, `payload`.
+    /// By reason: `malformed`, `signature`, `stale`, `future`, `replay`, `payload`, `too_large`.
     events_rejected: BTreeMap<String, u64>,
     /// By event type.
     events_unsupported: BTreeMap<String, u64>,
@@ -97,6 +99,19 @@ struct Reports {
     pending: u32,
     /// Entries the control plane refused for their version.
     conflicted: u32,
+}
+
+/// What became of one kind of what is observed, since plexd-core started.
+#[derive(Debug, Serialize)]
+struct Upload {
+    /// Records that wait to be sent.
+    waiting: u64,
+    /// Records the control plane accepted.
+    sent: u64,
+    /// Records lost because too many waited.
+    overflowed: u64,
+    /// Records lost because the control plane refused them.
+    refused: u64,
 }
 
 /// Counts of the local state.
@@ -133,9 +148,17 @@ impl Status {
                 pending: reports.pending,
                 conflicted: reports.conflicted,
             },
+            uploads: response.uploads.into_iter().map(Upload::new).collect(),
             local_state: LocalState { metadata: local.metadata, data: local.data, secrets: local.secrets },
             capabilities: response.capabilities,
         }
+    }
+}
+
+impl Upload {
+    fn new(upload: wire::Upload) -> (String, Self) {
+        let wire::Upload { kind, waiting, sent, overflowed, refused } = upload;
+        (kind.replace(' ', "_"), Self { waiting, sent, overflowed, refused })
     }
 }
 
@@ -213,6 +236,9 @@ impl View for Status {
         let mut text = String::new();
         for (label, line) in lines {
             append(&mut text, label, &line);
+        }
+        for (kind, upload) in self.uploads.iter().filter(|(_, upload)| upload.lost() > 0) {
+            append(&mut text, "lost", &terminal.paint(Tone::Bad, &upload.lost_line(kind)));
         }
         for problem in &self.problems {
             let line = format!("{}: {}", one_line(&problem.subsystem), one_line(&problem.message));
@@ -315,6 +341,24 @@ impl Reports {
     fn line(&self) -> String {
         let entries = counted(self.entries, "entry", "entries");
         format!("{entries}, {} pending, {} conflicted", self.pending, self.conflicted)
+    }
+}
+
+impl Upload {
+    fn lost(&self) -> u64 {
+        self.overflowed.saturating_add(self.refused)
+    }
+
+    fn lost_line(&self, kind: &str) -> String {
+        one_line(&format!(
+            "{} {kind}: {} because too many waited, {} refused by the control plane ({} sent, {} waiting)",
+            self.lost(),
+            self.overflowed,
+            self.refused,
+            self.sent,
+            self.waiting,
+            kind = kind.replace('_', " ")
+        ))
     }
 }
 

@@ -7,6 +7,10 @@ fn terminal(colours: Colours) -> Terminal {
     Terminal { now: "2026-11-21T12:00:00Z".parse().unwrap(), colours }
 }
 
+fn upload(kind: &str, overflowed: u64, refused: u64) -> wire::Upload {
+    wire::Upload { kind: kind.into(), waiting: 4, sent: 100, overflowed, refused }
+}
+
 fn healthy() -> wire::StatusResponse {
     wire::StatusResponse {
         version: "0.1.0".into(),
@@ -52,6 +56,7 @@ fn healthy() -> wire::StatusResponse {
         reports: Some(wire::Reports { entries: 3, pending: 1, conflicted: 0 }),
         capabilities: vec!["CAP_NET_ADMIN".into()],
         local_state: Some(wire::LocalState { metadata: 3, data: 2, secrets: 1 }),
+        uploads: vec![upload("metrics", 0, 0)],
     }
 }
 
@@ -179,6 +184,14 @@ fn the_json_has_its_documented_shape() {
     "pending": 1,
     "conflicted": 0
   },
+  "uploads": {
+    "metrics": {
+      "waiting": 4,
+      "sent": 100,
+      "overflowed": 0,
+      "refused": 0
+    }
+  },
   "local_state": {
     "metadata": 3,
     "data": 2,
@@ -191,4 +204,20 @@ fn the_json_has_its_documented_shape() {
 "#;
     let view = Status::new(healthy(), terminal(Colours::Plain).now);
     assert_eq!(json(&view).unwrap(), expected);
+}
+
+#[test]
+fn what_was_lost_on_the_way_up_has_a_line_of_its_own_and_nothing_else_has() {
+    let mut response = healthy();
+    assert!(!render(response.clone(), Colours::Plain).contains("\nlost "));
+    response.uploads.push(upload("audit records", 7, 1));
+    let text = render(response.clone(), Colours::Plain);
+    let line = "lost           8 audit records: 7 because too many waited, 1 refused by the control plane (100 sent, 4 \
+                waiting)\n";
+    assert!(text.contains(line) && text.matches("\nlost ").count() == 1, "{text}");
+    let json: serde_json::Value =
+        serde_json::from_str(&json(&Status::new(response, terminal(Colours::Plain).now)).unwrap()).unwrap();
+    let expected = serde_json::json!({ "waiting": 4, "sent": 100, "overflowed": 7, "refused": 1 });
+    assert_eq!(json["uploads"]["audit_records"], expected);
+    assert_eq!(json["uploads"]["metrics"]["overflowed"], 0);
 }

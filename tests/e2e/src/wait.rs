@@ -41,10 +41,18 @@ impl<T, E: Display> Attempt for Result<T, E> {
     }
 }
 
+/// Returns `deadline` times `PLEXD_E2E_PATIENCE`, for a machine that is many times slower than others, as one that is
+/// emulated.
+pub(crate) fn patient(deadline: Duration) -> Duration {
+    let factor = std::env::var("PLEXD_E2E_PATIENCE").ok().and_then(|factor| factor.parse().ok());
+    deadline.saturating_mul(factor.unwrap_or(1))
+}
+
 /// Attempts until it works, and returns what came of it. Panics after `deadline`, naming `what` was waited for and why
 /// the last attempt failed; the logs of all daemons follow when they are dropped.
 #[track_caller]
 pub fn wait_until<A: Attempt>(deadline: Duration, what: &str, mut attempt: impl FnMut() -> A) -> A::Value {
+    let deadline = patient(deadline);
     let end = Instant::now() + deadline;
     let mut pause = PAUSE.0;
     loop {

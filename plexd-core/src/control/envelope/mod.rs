@@ -113,6 +113,23 @@ pub fn verify(
     })
 }
 
+/// What a well-formed envelope says of itself. Nothing of it is proven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claims {
+    /// Event type.
+    pub event_type: String,
+    /// Event id.
+    pub event_id: String,
+    /// When it was issued.
+    pub issued_at: Timestamp,
+}
+
+/// Returns what the envelope in `data` says of itself, for people to look at; `None` if it is malformed.
+pub fn claims(data: &[u8]) -> Option<Claims> {
+    let Envelope { event_type, event_id, issued_at, .. } = Envelope::parse(data)?;
+    Some(Claims { event_type, event_id, issued_at: issued_at.time })
+}
+
 /// A well-formed envelope of which nothing is proven.
 struct Envelope<'a> {
     event_type: String,

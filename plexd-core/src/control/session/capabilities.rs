@@ -66,6 +66,10 @@ impl Announcer {
         }
         self.session.client.capabilities(&identity.credentials(), &capabilities).await?;
         self.session.answered();
+        if self.session.identity.borrow().is_none() {
+            // Given up meanwhile, and the file with it.
+            return Ok(());
+        }
         if let Err(error) = self.announced.remember(&identity.node_id, &capabilities) {
             tracing::warn!(%error, "the capabilities will be told again at the next start");
         }

@@ -45,7 +45,8 @@ impl DriftReporter {
     async fn send(&mut self, report: &DriftReport, shutdown: &Shutdown) -> bool {
         let mut backoff = Backoff::new();
         loop {
-            let Some(identity) = self.session.identity(shutdown).await else { return false };
+            // What was put right for an identity that is given up concerns no other one.
+            let Some(identity) = self.session.identity.borrow_and_update().clone() else { return true };
             let credentials = identity.credentials();
             // Cancel safe: an unsent report is of a node that stops.
             let result = tokio::select! {

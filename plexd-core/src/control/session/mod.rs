@@ -182,6 +182,10 @@ impl Session {
 
     /// Notes that a request of the node about itself failed, and returns how long to wait before the next.
     pub fn failed(&self, error: &ClientError, backoff: &mut Backoff) -> Duration {
+        if self.identity.borrow().is_none() {
+            // It was of an identity that is given up meanwhile.
+            return Duration::ZERO;
+        }
         self.board.control(|control| control.last_error = Some(error.to_string()));
         match error.class() {
             Class::Identity => {

@@ -257,7 +257,7 @@ fn session(identity: Option<Arc<Identity>>) -> (Session, watch::Sender<Option<Ar
 
 #[tokio::test]
 async fn an_answer_clears_what_failures_said() {
-    let (session, _identity) = session(None);
+    let (session, identity) = session(Some(Arc::new(crate::reconcile::tests::identity())));
     let board = &session.board;
     board.set_enrolment(Enrolment::Enrolled);
     let mut backoff = Backoff::new();
@@ -281,12 +281,14 @@ async fn an_answer_clears_what_failures_said() {
     session.named("other").failed(&busy, &mut backoff);
     session.answered();
     assert_eq!(board.problems().len(), 1);
-    // An answer is no enrolment.
+    // What was said of an identity that is given up concerns nobody, and an answer is no enrolment.
+    board.clear_all(Subsystem::ControlPlane);
+    identity.send_replace(None);
     for enrolment in [Enrolment::WaitingForToken, Enrolment::Registering] {
         board.set_enrolment(enrolment);
-        session.failed(&refused, &mut backoff);
+        assert_eq!(session.failed(&refused, &mut backoff), Duration::ZERO);
         session.answered();
-        assert_eq!(board.enrolment(), enrolment);
+        assert_eq!((board.enrolment(), board.problems().len()), (enrolment, 0));
     }
 }
 
@@ -344,4 +346,19 @@ async fn another_wireguard_key_is_no_other_node() {
     let node_id = "n_other".parse().unwrap();
     sender.send_replace(Some(Arc::new(Identity { node_id, ..Identity::clone(&identity) })));
     assert!(is_replaced());
+}
+
+#[tokio::test]
+async fn drift_of_an_identity_that_is_given_up_is_told_under_no_other() {
+    let (session, identity) = session(None);
+    let (drift, corrections) = mpsc::channel(1);
+    let reporter = DriftReporter { session, corrections, clock: Arc::new(SystemClock) };
+    let shutdown = Shutdown::new();
+    let task = tokio::spawn(reporter.run(shutdown.clone()));
+    for _ in 0..3 {
+        drift.send(vec![Correction::new(Kind::RouteAdded, "x")]).await.unwrap();
+    }
+    identity.send_replace(Some(Arc::new(crate::reconcile::tests::identity())));
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
 }

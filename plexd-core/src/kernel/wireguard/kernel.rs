@@ -130,6 +130,8 @@ impl WireGuard for KernelWireGuard {
         }
         self.remove_renamed().await.map_err(self.failed("remove what was renamed from"))?;
         self.rtnl.add_wireguard(&self.interface).await.map_err(self.failed("make"))?;
+        // From now on it is known whatever somebody names it.
+        self.index().await.map_err(self.failed("make"))?;
         Ok(Ensured::Created)
     }
 

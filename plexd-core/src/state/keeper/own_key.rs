@@ -20,6 +20,11 @@ impl PublishIdentity {
     pub fn new(publish: impl FnOnce(&mut dyn FnMut()) + Send + 'static) -> Self {
         Self(Box::new(publish))
     }
+
+    /// Publishes the identity, and with it the state by `state`.
+    pub(super) fn publish(self, state: &mut dyn FnMut()) {
+        (self.0)(state);
+    }
 }
 
 impl std::fmt::Debug for PublishIdentity {
@@ -79,7 +84,7 @@ impl Keeper {
         self.events += 1;
         let next = Arc::new(self.desired.rotated_to(key, peers));
         let durability = self.store(&next, None);
-        publish.0(&mut || {
+        publish.publish(&mut || {
             self.desired = Arc::clone(&next);
             self.publish.send_replace(Arc::clone(&next));
         });

@@ -7,6 +7,7 @@ use ed25519_dalek::SigningKey;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::control::history::Outcome;
 use crate::policy::PolicySet;
 use crate::state::samples::{StandingClock, data, envelope, peer, policies, public, signing_key};
 
@@ -338,4 +339,83 @@ fn root_a_full_disk_is_told_and_the_state_enforced_and_stored_once_there_is_room
             rig.task.await.unwrap().unwrap();
         });
     });
+}
+
+/// The preshared key of a peer, as it would be in a file.
+const PSK: &str = "BQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQU=";
+
+#[tokio::test]
+async fn what_is_forgotten_is_gone_from_memory_and_disk_and_an_answer_under_way_does_not_bring_it_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let rig = Rig::new(&folder);
+    let with_psk = format!(r#"{},"psk":"{PSK}"}}"#, PEER.strip_suffix('}').unwrap());
+    let event = rig.envelope("peer_added", "evt-1", &with_psk);
+    assert_eq!(rig.send("evt-1", event.clone()).await, ACCEPTED);
+    rig.state.want_rotation().await.unwrap();
+    let on_disk = |rig: &Rig| {
+        let bytes = std::fs::read(&rig.path).unwrap();
+        bytes.windows(PSK.len()).any(|window| window == PSK.as_bytes())
+    };
+    assert!(on_disk(&rig));
+    let ticket = rig.state.begin_pull().await.unwrap();
+    let (sender, identity) = watch::channel(true);
+    let mut desired = rig.state.desired();
+    let publish = PublishIdentity::new(move |publish_state| {
+        sender.send_modify(|is_enrolled| {
+            *is_enrolled = false;
+            publish_state();
+        });
+    });
+    rig.state.forget(publish).await.unwrap().unwrap();
+    assert!(!*identity.borrow() && desired.has_changed().unwrap());
+    {
+        let desired = desired.borrow_and_update();
+        assert!(desired.peers.is_empty() && desired.signing_keys.is_none(), "{desired:?}");
+        assert_eq!(desired.own_key, crate::state::OwnKey::default());
+    }
+    assert_eq!(rig.last_event_id(), None);
+    assert!(!on_disk(&rig));
+    assert_eq!(rig.state.pulled(ticket, FullState::default()).await.unwrap(), PullOutcome::Overtaken);
+    assert_eq!(rig.send("evt-1", event.clone()).await.rejected, Some("signature"));
+    rig.state.enrolled(public(&signing_key(1)), Vec::new(), Vec::new()).await.unwrap();
+    assert_eq!(rig.last_event_id(), None, "the next identity has a stream of its own");
+    assert_eq!(rig.send("evt-1", event).await, ACCEPTED, "nonces are forgotten, too");
+    let rig = rig.restarted().await;
+    assert_eq!(rig.desired().peers.len(), 1);
+    assert!(!rig.desired().own_key.rotation_wanted);
+}
+
+#[tokio::test]
+async fn each_event_is_remembered_with_what_became_of_it_and_without_its_payload() {
+    let folder = tempfile::tempdir().unwrap();
+    let rig = Rig::new(&folder);
+    let stranger = rig.signed_by(&signing_key(2), "peer_added", "forged", PEER);
+    for (id, event) in [
+        ("1", rig.envelope("peer_added", "added", PEER)),
+        ("2", rig.envelope("action_request", "action", r#"{"secret":"hunter2"}"#)),
+        ("3", rig.envelope("novelty", "new", r#"{"secret":"hunter2"}"#)),
+        ("4", stranger),
+        ("5", rig.envelope("peer_added", "bad", r#"{"psk":"hunter2"}"#)),
+        ("6", "hunter2".into()),
+    ] {
+        rig.send(id, event).await;
+    }
+    rig.state.skip_event(Some("7".to_owned())).await.unwrap();
+    let seen = rig.board.history().since(0).events;
+    let shown: Vec<_> =
+        seen.iter().map(|seen| (seen.event_type.as_str(), seen.event_id.as_str(), seen.outcome)).collect();
+    let expected = [
+        ("peer_added", "added", Outcome::Applied),
+        ("action_request", "action", Outcome::Unsupported),
+        ("novelty", "new", Outcome::Unknown),
+        ("peer_added", "forged", Outcome::Rejected("signature")),
+        ("peer_added", "bad", Outcome::Rejected("payload")),
+        ("", "6", Outcome::Rejected("malformed")),
+        ("", "7", Outcome::Rejected("too_large")),
+    ];
+    assert_eq!(shown, expected);
+    assert!(seen[..5].iter().all(|seen| seen.issued_at.is_some()));
+    assert!(!format!("{seen:?}").contains("hunter2"));
+    let rejected: u64 = rig.board.control_status().rejected.values().sum();
+    assert_eq!(rejected, 4);
 }

@@ -54,16 +54,6 @@ fn a_node_that_the_control_plane_forgot_joins_anew_and_keeps_its_reports() {
 }
 
 #[test]
-fn a_stop_that_deregisters_needs_a_new_token_after_it() {
-    let mut single = Single::new("deregister_on_shutdown: true\n");
-    single.a.node.take_core().terminate();
-    let nodes = single.control_plane.admin("GET", "/admin/nodes", None);
-    assert_eq!(nodes["nodes"], json!([]), "the control plane knows the node no more");
-    single.a.node.start_core();
-    wait_status(&single.a.node, "the refusal", |status| status["identity"]["enrolment"] == "unauthorized");
-}
-
-#[test]
 fn a_stop_keeps_the_policy_or_takes_it_down_as_configured() {
     for (more, tables) in [("", 1), ("on_stop: teardown\n", 0)] {
         let mut single = Single::new(more);
