@@ -8,7 +8,7 @@ PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help dependencies build check test test-vm fuzz demo demo-down bench-control bench-fleet
+.PHONY: help dependencies build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -35,6 +35,24 @@ test: build ## every test; as root, for those in network namespaces
 	    set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
 	fi
 	$(CARGO) test --locked --workspace --doc
+
+# Those whose names begin with long_, of which nothing is in `make test`.
+LONG_BY_NEXTEST = $(CARGO) nextest run --locked --workspace --no-fail-fast --success-output immediate \
+    --run-ignored only --filterset 'test(/(^|::)long_/)'
+LONG_BY_CARGO = $(CARGO) test --locked --workspace --tests --no-fail-fast -- --ignored --nocapture --test-threads 6 long_
+
+test-long: build ## nodes through each fault of their control plane for minutes, then fuzzing (25 minutes); as root
+	@log=$$(mktemp); trap 'kill $$!; exit 130' INT TERM; \
+	if $(CARGO) nextest --version >/dev/null 2>&1; then \
+	    $(LONG_BY_NEXTEST) >"$$log" 2>&1 & \
+	else \
+	    $(LONG_BY_CARGO) >"$$log" 2>&1 & \
+	fi; \
+	tail --lines +1 --follow --pid $$! "$$log"; \
+	wait $$!; status=$$?; \
+	grep --only-matching 'fault .* converged .*' "$$log" | sort; \
+	rm -f "$$log"; exit $$status
+	@$(MAKE) --no-print-directory fuzz SECONDS=60
 
 fuzz: dependencies ## fuzzing guided by coverage; TARGET=one of them (else each), SECONDS=60 for each
 	@for target in $(or $(TARGET),$$(tests/fuzz/run targets)); do \

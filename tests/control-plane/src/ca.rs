@@ -99,24 +99,37 @@ impl Authority {
     /// # Errors
     /// A name that is neither an address nor a DNS name.
     pub fn server_config(&self, names: &[String]) -> Result<Arc<ServerConfig>, CaError> {
-        let issue = |source| CaError::Issue { names: names.join(", "), source };
-        let key = KeyPair::generate().map_err(issue)?;
-        let mut params = CertificateParams::new(names.to_vec()).map_err(issue)?;
-        params.distinguished_name.push(DnType::CommonName, "plexd-devcp");
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.use_authority_key_identifier_extension = true;
-        // From yesterday, for clients whose clock is a little behind, for a year.
-        let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
-        let [first, last] = [today.saturating_sub(1.day()), today.saturating_add(365.days())].map(|day| {
-            date_time_ymd(day.year().into(), day.month().unsigned_abs(), day.day().unsigned_abs())
-        });
-        (params.not_before, params.not_after) = (first, last);
-        let authority = authority_params();
-        let issuer = Issuer::from_params(&authority, &self.key);
-        let certificate = params.signed_by(&key, &issuer).map_err(issue)?;
-        tls_config(certificate.der().clone(), &key)
+        issue(&self.key, names)
     }
+}
+
+/// Issues a server certificate for `names` by an authority that calls itself as this one does, and is nowhere to be
+/// found; returns the TLS configuration that serves it.
+///
+/// # Errors
+/// As [`Authority::server_config`].
+pub(crate) fn strangers_config(names: &[String]) -> Result<Arc<ServerConfig>, CaError> {
+    let key = KeyPair::generate().map_err(|source| CaError::Issue { names: names.join(", "), source })?;
+    issue(&key, names)
+}
+
+fn issue(authority_key: &KeyPair, names: &[String]) -> Result<Arc<ServerConfig>, CaError> {
+    let issue = |source| CaError::Issue { names: names.join(", "), source };
+    let key = KeyPair::generate().map_err(issue)?;
+    let mut params = CertificateParams::new(names.to_vec()).map_err(issue)?;
+    params.distinguished_name.push(DnType::CommonName, "plexd-devcp");
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.use_authority_key_identifier_extension = true;
+    // From yesterday, for clients whose clock is a little behind, for a year.
+    let today = Timestamp::now().to_zoned(TimeZone::UTC).date();
+    let [first, last] = [today.saturating_sub(1.day()), today.saturating_add(365.days())]
+        .map(|day| date_time_ymd(day.year().into(), day.month().unsigned_abs(), day.day().unsigned_abs()));
+    (params.not_before, params.not_after) = (first, last);
+    let authority = authority_params();
+    let issuer = Issuer::from_params(&authority, authority_key);
+    let certificate = params.signed_by(&key, &issuer).map_err(issue)?;
+    tls_config(certificate.der().clone(), &key)
 }
 
 /// The names every server certificate has, with those of this start added.

@@ -6,7 +6,7 @@
 //! - [`cli`], [`server`]: arguments and exit codes; listeners and connections
 //! - [`ca`], [`envelope`], [`secrets`]: certificates, signed events, secrets under the node's key
 //! - `store`: what is known and kept on disk, and the changes that announce themselves
-//! - `wire`, `sse`: the 17 endpoints; `admin`, `faults`: what drives them; `rates`: how much came
+//! - `wire`, `sse`: the 17 endpoints; `admin`, `faults`, `certificates`: what drives them; `rates`: how much came
 
 pub mod ca;
 pub mod cli;
@@ -15,6 +15,7 @@ pub mod secrets;
 pub mod server;
 
 mod admin;
+mod certificates;
 mod encoding;
 mod faults;
 mod rates;

@@ -19,6 +19,7 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use crate::ca::{self, Authority, CaError};
+use crate::certificates::Certificates;
 use crate::faults::Faults;
 use crate::rates::Rates;
 use crate::reply::Reply;
@@ -70,6 +71,7 @@ pub enum ServerError {
 pub(crate) struct App {
     pub(crate) store: Store,
     pub(crate) faults: Faults,
+    pub(crate) certificates: Certificates,
     pub(crate) rates: Rates,
 }
 
@@ -80,7 +82,6 @@ pub struct Server {
     wire_addr: SocketAddr,
     admin: TcpListener,
     admin_addr: SocketAddr,
-    tls: TlsAcceptor,
     ca_path: PathBuf,
 }
 
@@ -96,11 +97,12 @@ impl Server {
         let store = Store::open(&options.state)?;
         let authority = Authority::open(&options.state)?;
         let names = ca::server_names(options.listen.ip(), &options.names);
-        let tls = TlsAcceptor::from(authority.server_config(&names)?);
+        let certificates = Certificates::new(authority, names)?;
         let (wire, wire_addr) = listen(options.listen).await?;
         let (admin, admin_addr) = listen(options.admin).await?;
-        let app = Arc::new(App { store, faults: Faults::new(), rates: Rates::default() });
-        Ok(Self { app, wire, wire_addr, admin, admin_addr, tls, ca_path: authority.pem_path().to_owned() })
+        let ca_path = certificates.authority().pem_path().to_owned();
+        let app = Arc::new(App { store, faults: Faults::new(), certificates, rates: Rates::default() });
+        Ok(Self { app, wire, wire_addr, admin, admin_addr, ca_path })
     }
 
     /// Where the control-plane API listens.
@@ -132,7 +134,7 @@ impl Server {
                     let Some((stream, peer)) = usable(accepted).await else { continue };
                     self.app.rates.connection();
                     if !*refusing.borrow() {
-                        connections.spawn(serve_wire(Arc::clone(&self.app), self.tls.clone(), stream, peer));
+                        connections.spawn(serve_wire(Arc::clone(&self.app), stream, peer));
                     }
                 }
                 accepted = self.admin.accept() => {
@@ -168,8 +170,10 @@ async fn usable(accepted: io::Result<(TcpStream, SocketAddr)>) -> Option<(TcpStr
     }
 }
 
-async fn serve_wire(app: Arc<App>, tls: TlsAcceptor, stream: TcpStream, peer: SocketAddr) {
+async fn serve_wire(app: Arc<App>, stream: TcpStream, peer: SocketAddr) {
     let mut refusing = app.faults.refusing();
+    let mut certificate = app.certificates.current();
+    let tls = TlsAcceptor::from(Arc::clone(&certificate.borrow_and_update()));
     let served = async {
         match tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await {
             Ok(Ok(stream)) => {
@@ -183,10 +187,11 @@ async fn serve_wire(app: Arc<App>, tls: TlsAcceptor, stream: TcpStream, peer: So
             Err(_) => tracing::info!(%peer, "TLS handshake took too long"),
         }
     };
-    // Dropping the connection in the middle of anything is what refusing means.
+    // Dropping the connection in the middle of anything is what refusing and another certificate mean.
     tokio::select! {
         () = served => {}
         _ = refusing.wait_for(|refused| *refused) => {}
+        _ = certificate.changed() => {}
     }
 }
 

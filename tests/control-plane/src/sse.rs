@@ -1,5 +1,5 @@
 //! One event stream as a response body: `retry:` once, the replay, then events as they come and a comment every
-//! 15 seconds. It ends when streams are cut, the node is gone, or its reader is too far behind.
+//! 15 seconds. It ends when streams are cut or torn, the node is gone, or its reader is too far behind.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,17 +22,27 @@ const COMMENT: &[u8] = b":\n\n";
 struct EventStream {
     ready: VecDeque<Bytes>,
     live: mpsc::Receiver<Bytes>,
-    cut: watch::Receiver<u64>,
+    interruptions: Interruptions,
+    torn: bool,
     keep_alive: Interval,
 }
 
-/// Answers with the stream of `subscription`, until `cut` changes.
-pub(crate) fn reply(subscription: Subscription, cut: watch::Receiver<u64>) -> Reply {
+/// What ends a stream before its time.
+#[derive(Debug, Clone)]
+pub(crate) struct Interruptions {
+    /// Changes when the open streams are to end.
+    pub(crate) cut: watch::Receiver<u64>,
+    /// Whether a stream ends within the first character that takes several bytes.
+    pub(crate) tearing: watch::Receiver<bool>,
+}
+
+/// Answers with the stream of `subscription`, until it is interrupted.
+pub(crate) fn reply(subscription: Subscription, interruptions: Interruptions) -> Reply {
     let mut ready = subscription.replay;
     ready.push_front(Bytes::from_static(RETRY));
     let mut keep_alive = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
     keep_alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let events = EventStream { ready, live: subscription.live, cut, keep_alive };
+    let events = EventStream { ready, live: subscription.live, interruptions, torn: false, keep_alive };
     let frames = stream::unfold(events, EventStream::next).map(|bytes| Ok(Frame::data(bytes)));
     with_body(StreamBody::new(frames).boxed_unsync())
 }
@@ -53,17 +63,32 @@ fn with_body(body: crate::reply::Body) -> Reply {
 impl EventStream {
     /// Dropping this future loses nothing: what it waits on is a channel, a watch and a timer.
     async fn next(mut self) -> Option<(Bytes, Self)> {
+        if self.torn {
+            return None;
+        }
         if let Some(bytes) = self.ready.pop_front() {
-            return Some((bytes, self));
+            return Some(self.torn_or_whole(bytes));
         }
         tokio::select! {
             biased;
-            _ = self.cut.changed() => None,
+            _ = self.interruptions.cut.changed() => None,
             event = self.live.recv() => {
                 self.keep_alive.reset();
-                event.map(|bytes| (bytes, self))
+                event.map(|bytes| self.torn_or_whole(bytes))
             }
             _ = self.keep_alive.tick() => Some((Bytes::from_static(COMMENT), self)),
+        }
+    }
+
+    /// Tears an event apart within its first character of several bytes, if streams are torn; nothing follows then.
+    fn torn_or_whole(mut self, bytes: Bytes) -> (Bytes, Self) {
+        let wide = bytes.iter().position(|byte| !byte.is_ascii());
+        match wide {
+            Some(position) if *self.interruptions.tearing.borrow() => {
+                self.torn = true;
+                (bytes.slice(..=position), self)
+            }
+            _ => (bytes, self),
         }
     }
 }
@@ -77,15 +102,39 @@ mod tests {
     use tokio::sync::{mpsc, watch};
     use tokio::time::Instant;
 
-    use super::{COMMENT, KEEP_ALIVE, RETRY, reply};
+    use super::{COMMENT, Interruptions, KEEP_ALIVE, RETRY, reply};
     use crate::store::events::Subscription;
+
+    /// What interrupts a stream, and what to interrupt it with.
+    fn interruptions() -> (Interruptions, watch::Sender<u64>, watch::Sender<bool>) {
+        let (cut, tearing) = (watch::Sender::new(0), watch::Sender::new(false));
+        (Interruptions { cut: cut.subscribe(), tearing: tearing.subscribe() }, cut, tearing)
+    }
+
+    #[tokio::test]
+    async fn a_torn_stream_ends_within_a_character() {
+        let (sender, live) = mpsc::channel(4);
+        let (interruptions, _cut, tearing) = interruptions();
+        let mut body = reply(Subscription { replay: VecDeque::new(), live }, interruptions).into_body();
+        let mut next = async || body.frame().await.map(|frame| frame.unwrap().into_data().unwrap());
+        assert_eq!(next().await.unwrap(), RETRY);
+        let event = "data: Grüße\n\n";
+        sender.send(Bytes::from_static(event.as_bytes())).await.unwrap();
+        assert_eq!(next().await.unwrap(), event, "whole while nothing is set");
+        tearing.send_replace(true);
+        sender.send(Bytes::from_static(b"data: plain\n\n")).await.unwrap();
+        assert_eq!(next().await.unwrap(), "data: plain\n\n");
+        sender.send(Bytes::from_static(event.as_bytes())).await.unwrap();
+        assert_eq!(next().await.unwrap(), &b"data: Gr\xc3"[..]);
+        assert!(next().await.is_none());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_stream_starts_with_retry_replays_lives_and_keeps_itself_alive() {
         let (sender, live) = mpsc::channel(4);
-        let (cut, cut_receiver) = watch::channel(0);
+        let (interruptions, cut, _tearing) = interruptions();
         let replay = VecDeque::from([Bytes::from_static(b"replayed")]);
-        let mut body = reply(Subscription { replay, live }, cut_receiver).into_body();
+        let mut body = reply(Subscription { replay, live }, interruptions).into_body();
         let mut next = async || body.frame().await.map(|frame| frame.unwrap().into_data().unwrap());
         assert_eq!(next().await.unwrap(), RETRY);
         assert_eq!(next().await.unwrap(), "replayed");
@@ -101,8 +150,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_stream_ends_when_its_node_is_gone() {
         let (sender, live) = mpsc::channel(4);
-        let (_cut, cut_receiver) = watch::channel(0);
-        let mut body = reply(Subscription { replay: VecDeque::new(), live }, cut_receiver).into_body();
+        let (interruptions, _cut, _tearing) = interruptions();
+        let mut body = reply(Subscription { replay: VecDeque::new(), live }, interruptions).into_body();
         assert!(body.frame().await.is_some());
         drop(sender);
         assert!(body.frame().await.is_none());

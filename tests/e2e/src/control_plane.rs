@@ -114,11 +114,46 @@ impl ControlPlane {
         self.admin("PUT", &format!("/admin/nodes/{id}/secrets/{key}"), Some(&json!({ "value": value })));
     }
 
-    /// Sends node `id` a signed event.
+    /// Sends node `id` a signed event and returns its id.
     #[track_caller]
-    pub fn send_event(&self, id: &str, event_type: &str, payload: &Value) {
-        let event = json!({ "event_type": event_type, "payload": payload });
-        self.admin("POST", &format!("/admin/nodes/{id}/events"), Some(&event));
+    pub fn send_event(&self, id: &str, event_type: &str, payload: &Value) -> String {
+        self.send_crafted(id, &json!({ "event_type": event_type, "payload": payload }))
+    }
+
+    /// Sends node `id` an event as the admin API describes it, also one that is not right; returns its id.
+    #[track_caller]
+    pub fn send_crafted(&self, id: &str, event: &Value) -> String {
+        let answer = self.admin("POST", &format!("/admin/nodes/{id}/events"), Some(event));
+        answer["event_id"].as_str().unwrap_or_else(|| panic!("no id in {answer}")).to_owned()
+    }
+
+    /// Numbers and signs events for node `id` in the order given, and sends the last first.
+    #[track_caller]
+    pub fn send_reversed(&self, id: &str, events: &Value) {
+        let body = json!({ "events": events });
+        self.admin("POST", &format!("/admin/nodes/{id}/events/reversed"), Some(&body));
+    }
+
+    /// Sends node `id` an earlier event once more.
+    #[track_caller]
+    pub fn send_again(&self, id: &str, event_id: &str) {
+        let body = json!({ "event_id": event_id });
+        self.admin("POST", &format!("/admin/nodes/{id}/events/replay"), Some(&body));
+    }
+
+    /// Returns how many requests came to `endpoint`, by its name in the admin API, since the start; it may not have been
+    /// busy for more than an hour.
+    #[track_caller]
+    pub fn requests(&self, endpoint: &str) -> u64 {
+        let rates = self.admin("GET", "/admin/rates", None);
+        let seconds = rates.as_object().unwrap_or_else(|| panic!("no object: {rates}")).values();
+        seconds.filter_map(|second| second["requests"][endpoint].as_u64()).sum()
+    }
+
+    /// Serves with another certificate, of its `own` authority or of a `stranger`, and closes open connections.
+    #[track_caller]
+    pub fn swap_certificate(&self, issuer: &str) {
+        self.admin("POST", "/admin/certificate", Some(&json!({ "issuer": issuer })));
     }
 
     /// Makes endpoints misbehave, as the admin API describes.
@@ -158,7 +193,12 @@ impl ControlPlane {
             fs::write(&file, body.to_string()).expect("the lab's directory can be written");
             arguments.extend(["--header", "Content-Type: application/json", "--data-binary", &data]);
         }
-        curl(&self.host, None, &arguments)
+        let answer = curl(&self.host, None, &arguments);
+        if body.is_some() {
+            // What stays goes with the lab.
+            let _ = fs::remove_file(&file);
+        }
+        answer
     }
 
     fn state_directory(&self) -> String {

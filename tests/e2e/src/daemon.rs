@@ -19,6 +19,15 @@ const STOP: Duration = Duration::from_secs(20);
 /// Lines of the log that are shown when a test fails.
 const TAIL: usize = 80;
 
+/// Memory of a running program, in KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What is resident now.
+    pub resident: u64,
+    /// What was resident at most since its start.
+    pub peak: u64,
+}
+
 /// A running program. Dropping it kills it; if that is because a test failed, the end of its log is shown.
 #[derive(Debug)]
 pub struct Daemon {
@@ -50,6 +59,19 @@ impl Daemon {
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Returns what memory it takes.
+    #[track_caller]
+    pub fn memory(&self) -> Memory {
+        let path = format!("/proc/{}/status", self.pid());
+        let status = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+            number.unwrap_or_else(|| panic!("no {name} in {path}: {} has ended", self.name))
+        };
+        Memory { resident: field("VmRSS:"), peak: field("VmHWM:") }
     }
 
     /// Returns whether it still runs.

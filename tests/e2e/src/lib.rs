@@ -22,7 +22,7 @@ mod users;
 mod wait;
 
 pub use control_plane::ControlPlane;
-pub use daemon::Daemon;
+pub use daemon::{Daemon, Memory};
 pub use flow::{Flow, Loss};
 pub use host::{As, Host};
 pub use http::HttpAnswer;

@@ -4,8 +4,9 @@ use std::fmt::Display;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Time between two attempts.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Time between the first two attempts, and between late ones: most attempts start a program, and tests that wait are not
+/// to keep others from their work.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(250));
 
 /// The outcome of one attempt: what was waited for, or why not yet.
 pub trait Attempt {
@@ -53,6 +54,7 @@ pub(crate) fn patient(deadline: Duration) -> Duration {
 pub fn wait_until<A: Attempt>(deadline: Duration, what: &str, mut attempt: impl FnMut() -> A) -> A::Value {
     let deadline = patient(deadline);
     let end = Instant::now() + deadline;
+    let mut pause = PAUSE.0;
     loop {
         let why = match attempt().outcome() {
             Ok(value) => return value,
@@ -62,7 +64,8 @@ pub fn wait_until<A: Attempt>(deadline: Duration, what: &str, mut attempt: impl 
             let last = if why.is_empty() { why } else { format!("; the last attempt: {why}") };
             panic!("waited {deadline:?} in vain for: {what}{last}");
         }
-        thread::sleep(PAUSE);
+        thread::sleep(pause);
+        pause = (pause * 3 / 2).min(PAUSE.1);
     }
 }
 

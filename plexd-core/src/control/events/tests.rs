@@ -136,3 +136,26 @@ fn no_error_quotes_a_key() {
         }
     }
 }
+
+#[test]
+fn every_event_of_the_documents_has_an_example_that_is_read_as_what_it_is() {
+    #[derive(Deserialize)]
+    struct Example<'a> {
+        event_type: &'a str,
+        #[serde(borrow)]
+        payload: &'a RawValue,
+    }
+    // The end-to-end tests send the same to a node.
+    let examples: Vec<Example<'_>> =
+        serde_json::from_str(include_str!("../../../tests/fixtures/events.json")).unwrap();
+    let names: Vec<&str> = examples.iter().map(|example| example.event_type).collect();
+    let wanted: Vec<&str> = EventKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    assert_eq!(names, wanted);
+    for Example { event_type, payload } in examples {
+        let event = decode(event_type, payload).unwrap();
+        assert!(!matches!(event, Event::Unknown(_) | Event::PolicyUpdated(Err(_))), "{event:?}");
+        if let Event::NodeStateUpdated(delta) = &event {
+            assert!(delta.rejected.is_empty() && delta.metadata.len() == 2 && delta.data.len() == 1);
+        }
+    }
+}

@@ -116,7 +116,10 @@ impl StreamReader {
                 item = stream.next(&heard) => item?,
             };
             let Some(item) = item else { return Ok(()) };
-            backoff.reset();
+            // A stream that ends right after `retry:`, with which it may begin, was no success.
+            if !matches!(item, Item::Retry(_)) {
+                backoff.reset();
+            }
             if !self.handle(item, backoff).await {
                 return Ok(());
             }

@@ -1,6 +1,7 @@
 //! The admin API on loopback, JSON without authentication: what the demo, the tests and a person at a terminal
-//! drive the control plane with. `PUT …/state` is beside this file.
+//! drive the control plane with. `PUT …/state` and `POST …/events` are beside this file.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use http::request::Parts;
@@ -10,6 +11,7 @@ use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::certificates::Issuer;
 use crate::faults::Rule;
 use crate::reply::{self, Refusal, Reply};
 use crate::server::App;
@@ -18,6 +20,7 @@ use crate::store::received::Kind;
 use crate::store::{Model, desired};
 use crate::wire::state::state_text;
 
+mod events;
 mod state;
 
 const BODY_LIMIT: usize = 256 << 20;
@@ -55,14 +58,8 @@ struct SecretResponse {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct EventRequest {
-    event_type: String,
-    payload: Box<RawValue>,
-}
-
-#[derive(Serialize)]
-struct EventResponse {
-    event_id: String,
+struct CertificateRequest {
+    issuer: Issuer,
 }
 
 #[derive(Serialize)]
@@ -95,8 +92,8 @@ struct NodeDetail<'a> {
 #[derive(Serialize)]
 struct ReceivedResponse<'a, T: Serialize> {
     #[serde(flatten)]
-    received: std::collections::BTreeMap<Kind, T>,
-    reports_current: std::collections::BTreeMap<&'a str, &'a RawValue>,
+    received: BTreeMap<Kind, T>,
+    reports_current: BTreeMap<&'a str, &'a RawValue>,
 }
 
 #[derive(Serialize)]
@@ -132,10 +129,17 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
         (&Method::DELETE, ["nodes", id, "secrets", key]) => {
             delete_secret(app, &reply::segment(id)?, &reply::segment(key)?)
         }
-        (&Method::POST, ["nodes", id, "events"]) => send_event(app, &reply::segment(id)?, &body),
+        (&Method::POST, ["nodes", id, "events"]) => events::send(app, &reply::segment(id)?, &body),
+        (&Method::POST, ["nodes", id, "events", "reversed"]) => {
+            events::send_reversed(app, &reply::segment(id)?, &body)
+        }
+        (&Method::POST, ["nodes", id, "events", "replay"]) => {
+            events::replay(app, &reply::segment(id)?, &body)
+        }
         (&Method::GET, ["nodes", id, "received"]) => received(app, &reply::segment(id)?),
         (&Method::PUT, ["nodes", id, "heartbeat"]) => set_heartbeat(app, &reply::segment(id)?, &body),
         (&Method::POST, ["signing-key", "rotate"]) => rotate_signing_key(app, &body),
+        (&Method::POST, ["certificate"]) => swap_certificate(app, &body),
         (&Method::GET, ["rates"]) => Ok(reply::ok(&app.rates.shown())),
         (&Method::PUT, ["faults"]) => {
             app.faults.set(&optional::<Rule>(&body)?)?;
@@ -152,7 +156,10 @@ async fn respond(app: &App, parts: &Parts, body: Incoming) -> Result<Reply, Refu
 fn allowed(segments: &[&str]) -> Option<&'static str> {
     match segments {
         ["rates" | "nodes"] | ["nodes", _] | ["nodes", _, "received"] => Some("GET"),
-        ["tokens"] | ["nodes", _, "events"] | ["signing-key", "rotate"] => Some("POST"),
+        ["tokens" | "certificate"]
+        | ["nodes", _, "events"]
+        | ["nodes", _, "events", "reversed" | "replay"]
+        | ["signing-key", "rotate"] => Some("POST"),
         ["nodes", _, "state" | "heartbeat"] => Some("PUT"),
         ["faults"] | ["nodes", _, "secrets", _] => Some("PUT, DELETE"),
         _ => None,
@@ -231,17 +238,6 @@ fn announce_secrets(model: &mut Model, id: &str) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn send_event(app: &App, id: &str, body: &[u8]) -> Result<Reply, Refusal> {
-    let request: EventRequest = reply::object(body)?;
-    // The type becomes a line of the stream.
-    if request.event_type.is_empty() || request.event_type.chars().any(char::is_control) {
-        return Err(Refusal::bad_request("event_type must be text without control characters"));
-    }
-    let event_id =
-        app.store.lock().emit(id, &request.event_type, &request.payload)?.ok_or_else(unknown_node)?;
-    Ok(reply::ok(&EventResponse { event_id }))
-}
-
 fn received(app: &App, id: &str) -> Result<Reply, Refusal> {
     let model = app.store.lock();
     let node = model.node(id).ok_or_else(unknown_node)?;
@@ -262,6 +258,14 @@ fn rotate_signing_key(app: &App, body: &[u8]) -> Result<Reply, Refusal> {
     let request: RotateRequest = optional(body)?;
     let transition = duration("transition", request.transition.as_deref(), DEFAULT_TRANSITION)?;
     Ok(reply::ok(&app.store.lock().rotate_signing_key(transition)?))
+}
+
+fn swap_certificate(app: &App, body: &[u8]) -> Result<Reply, Refusal> {
+    let request: CertificateRequest = reply::object(body)?;
+    app.certificates
+        .swap(request.issuer)
+        .map_err(|error| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(reply::acknowledged())
 }
 
 fn unknown_node() -> Refusal {

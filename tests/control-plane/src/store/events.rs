@@ -53,15 +53,15 @@ impl EventLog {
         for envelope in records {
             let header: Header =
                 serde_json::from_str(&envelope).map_err(|error| StoreError::damaged(&path, &error))?;
-            log.last = number(&header.event_id).unwrap_or(log.last);
+            log.last = log.last.max(number(&header.event_id).unwrap_or_default());
             log.keep(&header.event_type, header.event_id, envelope);
         }
         Ok(log)
     }
 
-    /// The identifier the next event has to carry: strictly increasing per node, also as text.
-    pub(crate) fn next_id(&self) -> String {
-        format!("evt_{:012}", self.last + 1)
+    /// The identifier that the event after `ahead` others has to carry: strictly increasing per node, also as text.
+    pub(crate) fn next_id(&self, ahead: u64) -> String {
+        format!("evt_{:012}", self.last + 1 + ahead)
     }
 
     /// Stores a signed event and hands it to the open streams; one that does not keep up is ended, never waited for.
@@ -74,6 +74,15 @@ impl EventLog {
             self.journal.rewrite(self.history.iter().map(|event| event.envelope.as_str()))?;
         }
         Ok(())
+    }
+
+    /// Hands an event of the history to the open streams once more; returns whether it is there.
+    pub(crate) fn replay(&mut self, id: &str) -> bool {
+        let Some(event) = self.history.iter().find(|event| event.id == id) else {
+            return false;
+        };
+        self.streams.retain(|stream| stream.try_send(event.frame.clone()).is_ok());
+        true
     }
 
     /// Opens a stream: events after `last_event_id` when the history still has that one, then what follows.
@@ -116,7 +125,7 @@ mod tests {
     use super::{EventLog, HISTORY};
 
     fn push(log: &mut EventLog) -> String {
-        let id = log.next_id();
+        let id = log.next_id(0);
         let envelope = format!(r#"{{"event_type":"rotate_keys","event_id":"{id}"}}"#);
         log.push("rotate_keys", id.clone(), envelope).unwrap();
         id
@@ -142,10 +151,10 @@ mod tests {
             push(&mut log);
         }
         assert_eq!(log.subscribe(Some(&first)).replay.len(), 0, "trimmed");
-        let next = log.next_id();
+        let next = log.next_id(0);
         drop(log);
         let log = EventLog::open(dir.path()).unwrap();
-        assert_eq!(log.next_id(), next);
+        assert_eq!(log.next_id(0), next);
         assert_eq!(log.history.len(), HISTORY);
     }
 

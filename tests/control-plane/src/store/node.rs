@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ed25519_dalek::SigningKey;
+use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -55,6 +56,17 @@ pub(crate) struct Record {
 pub(crate) struct HeartbeatFlags {
     pub(crate) reconcile: bool,
     pub(crate) rotate_keys: bool,
+}
+
+/// An event to be signed, and how it differs from an honest one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Crafted<'a> {
+    pub(crate) event_type: &'a str,
+    pub(crate) payload: &'a RawValue,
+    /// Seconds by which the time of issue is off.
+    pub(crate) issued_at_offset: i64,
+    /// Whether somebody else signs it.
+    pub(crate) forged: bool,
 }
 
 impl Record {
@@ -124,20 +136,40 @@ impl Node {
         event_type: &str,
         payload: &RawValue,
     ) -> Result<String, StoreError> {
-        let event_id = self.events.next_id();
+        let event_id = self.events.next_id(0);
+        let event = Crafted { event_type, payload, issued_at_offset: 0, forged: false };
+        self.push(&event, event_id.clone(), key)?;
+        Ok(event_id)
+    }
+
+    /// Numbers events in the order given, and stores and sends the last first; returns the ids as numbered.
+    pub(crate) fn emit_reversed(
+        &mut self,
+        key: &SigningKey,
+        events: &[Crafted<'_>],
+    ) -> Result<Vec<String>, StoreError> {
+        let ids: Vec<String> = (0..).zip(events).map(|(position, _)| self.events.next_id(position)).collect();
+        for (event, id) in events.iter().zip(&ids).rev() {
+            self.push(event, id.clone(), key)?;
+        }
+        Ok(ids)
+    }
+
+    fn push(&mut self, event: &Crafted<'_>, event_id: String, key: &SigningKey) -> Result<(), StoreError> {
+        let issued_at = Timestamp::now().saturating_add(SignedDuration::from_secs(event.issued_at_offset));
+        let strangers_key = event.forged.then(|| SigningKey::from_bytes(&encoding::random()));
         let envelope = envelope::seal(
             &Draft {
-                event_type,
+                event_type: event.event_type,
                 event_id: &event_id,
-                issued_at: &encoding::now_text(),
+                issued_at: &encoding::time_text(issued_at.unwrap_or(Timestamp::MAX)),
                 nonce: &encoding::random_hex::<16>(),
-                payload,
+                payload: event.payload,
             },
-            key,
+            strangers_key.as_ref().unwrap_or(key),
         );
-        self.events.push(event_type, event_id.clone(), envelope)?;
-        tracing::debug!(node = %self.record.id, event_type, event_id, "event sent");
-        Ok(event_id)
+        tracing::debug!(node = %self.record.id, event_type = event.event_type, event_id, "event sent");
+        self.events.push(event.event_type, event_id, envelope)
     }
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::journal::Journal;
-use super::node::{Node, Record, raw};
+use super::node::{Crafted, Node, Record, raw};
 use super::{Model, StoreError};
 use crate::encoding;
 
@@ -104,6 +104,16 @@ impl Model {
     ) -> Result<Option<String>, StoreError> {
         let key = &self.signing.current;
         self.nodes.get_mut(id).map(|node| node.emit(key, event_type, payload)).transpose()
+    }
+
+    /// Sends events to one node, the last first; `None` when there is no such node.
+    pub(crate) fn emit_crafted(
+        &mut self,
+        id: &str,
+        events: &[Crafted<'_>],
+    ) -> Result<Option<Vec<String>>, StoreError> {
+        let key = &self.signing.current;
+        self.nodes.get_mut(id).map(|node| node.emit_reversed(key, events)).transpose()
     }
 
     /// Sends an event about `subject` to every other node whose peers are not overridden.

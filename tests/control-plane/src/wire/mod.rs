@@ -12,7 +12,7 @@ use subtle::ConstantTimeEq as _;
 
 use crate::reply::{self, Refusal, Reply};
 use crate::server::App;
-use crate::sse;
+use crate::sse::{self, Interruptions};
 use crate::store::Model;
 use crate::store::node::Node;
 
@@ -149,7 +149,17 @@ async fn respond(app: &Arc<App>, from: IpAddr, parts: &Parts, body: Incoming) ->
     if let Some(reply) = app.faults.suffer(endpoint).await {
         return Ok(reply);
     }
-    let headers = &parts.headers;
+    let reply = answer(app, from, &parts.headers, body, target).await?;
+    Ok(app.faults.spoil(endpoint, reply).await)
+}
+
+async fn answer(
+    app: &Arc<App>,
+    from: IpAddr,
+    headers: &HeaderMap,
+    body: Incoming,
+    target: Target,
+) -> Result<Reply, Refusal> {
     match target {
         Target::Register => identity::register(app, from, headers, body).await,
         Target::Rotate => identity::rotate(app, headers, body).await,
@@ -194,9 +204,9 @@ fn events(app: &App, id: &str, headers: &HeaderMap) -> Result<Reply, Refusal> {
         return Ok(sse::cut_reply());
     }
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok());
-    let cut = app.faults.cut();
+    let interruptions = Interruptions { cut: app.faults.cut(), tearing: app.faults.tearing() };
     let subscription = node_mut(&mut app.store.lock(), id)?.events.subscribe(last);
-    Ok(sse::reply(subscription, cut))
+    Ok(sse::reply(subscription, interruptions))
 }
 
 /// JSON bodies other than observability batches are bounded by this.

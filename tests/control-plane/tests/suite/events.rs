@@ -129,3 +129,42 @@ async fn an_event_that_would_break_the_stream_is_refused() {
         );
     }
 }
+
+#[tokio::test]
+async fn events_that_no_control_plane_would_send_can_be_sent() {
+    let dir = state_dir();
+    let devcp = Devcp::start(dir.path());
+    let node = devcp.enrol("one", 1).await;
+    let path = format!("nodes/{}/events", node.id);
+    let mut events = devcp.events(&node, None).await;
+    let key = &node.answer["signing_public_key"];
+    let event = |more: Value| {
+        let mut event = json!({"event_type": "rotate_keys", "payload": {}});
+        event.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        event
+    };
+
+    devcp.manage(Method::POST, &path, &event(json!({"issued_at_offset": -86_400}))).await;
+    let stale = verified(&events.next().await.unwrap(), key);
+    let issued: jiff::Timestamp = stale.issued_at.parse().unwrap();
+    assert_eq!(jiff::Timestamp::now().duration_since(issued).as_hours(), 24);
+
+    devcp.manage(Method::POST, &path, &event(json!({"forged": true}))).await;
+    let forged = events.next().await.unwrap();
+    let check = std::panic::catch_unwind(|| verified(&forged, key));
+    assert!(check.is_err(), "the signature is somebody else's");
+
+    let sent = devcp.manage(Method::POST, &path, &event(json!({}))).await;
+    let first = events.next().await.unwrap();
+    devcp.manage(Method::POST, &format!("{path}/replay"), &sent).await;
+    assert_eq!(events.next().await.unwrap(), first, "byte for byte");
+    let unknown = devcp.admin(Method::POST, &format!("{path}/replay"), Some(r#"{"event_id":"evt_x"}"#)).await;
+    assert_eq!(unknown.status, StatusCode::BAD_REQUEST);
+
+    let both = json!({"events": [event(json!({})), event(json!({}))]});
+    let ids = devcp.manage(Method::POST, &format!("{path}/reversed"), &both).await["event_ids"].clone();
+    let received = [events.next().await.unwrap(), events.next().await.unwrap()].map(|event| event.id);
+    assert_eq!(json!(received), json!([ids[1], ids[0]]));
+    let next = devcp.manage(Method::POST, &path, &event(json!({}))).await;
+    assert!(next["event_id"].as_str() > ids[1].as_str(), "numbers are not used twice");
+}

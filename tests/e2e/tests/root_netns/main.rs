@@ -3,9 +3,11 @@
 
 mod api;
 mod bad_input;
+mod conformance;
 mod control_plane;
 mod deregister;
 mod events;
+mod faults;
 mod lifecycle;
 mod mesh;
 mod offline;

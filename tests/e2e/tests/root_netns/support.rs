@@ -123,9 +123,15 @@ impl Mesh {
     /// Makes it in a lab that has hosts `cp`, `a` and `b`.
     #[track_caller]
     pub(crate) fn in_lab(lab: Lab) -> Self {
+        Self::configured(lab, "")
+    }
+
+    /// Makes it in a lab that has hosts `cp`, `a` and `b`, with the lines of `more` in the nodes' configurations.
+    #[track_caller]
+    pub(crate) fn configured(lab: Lab, more: &str) -> Self {
         let control_plane = ControlPlane::start(lab.host("cp"));
         let [a, b] = ["a", "b"].map(|name| {
-            let node = Node::new(lab.host(name), &control_plane, "");
+            let node = Node::new(lab.host(name), &control_plane, more);
             Member::enrol(node, &control_plane)
         });
         Self { a, b, control_plane, lab }

@@ -1,16 +1,21 @@
 //! Faults on purpose: rules per endpoint, or for all of them, set through the admin API and gone after a restart.
-//! Knows nothing of what the endpoints do.
+//! Knows nothing of what the endpoints do. What becomes of their answers is in [`spoil`].
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::StatusCode;
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-use crate::reply::{self, Refusal, Reply};
+use crate::reply::{Refusal, Reply};
+
+pub(crate) mod spoil;
+
+use spoil::{RetryAfter, Truncation};
 
 /// The names by which rules select an endpoint.
 pub(crate) const ENDPOINTS: [&str; 17] = [
@@ -34,44 +39,54 @@ pub(crate) const ENDPOINTS: [&str; 17] = [
 ];
 const ALL: &str = "all";
 const MAX_LATENCY_MS: u64 = 600_000;
-const GARBAGE: &[u8] = b"\x00\xff<html>{\"garbage\": [not JSON";
+/// Largest answer that is padded: beyond what any client takes.
+const MAX_PADDING: usize = 256 << 20;
 
-/// What goes wrong.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+/// What goes wrong: a rule as `PUT /admin/faults` takes it, but for the endpoint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a switch of the admin API")]
 pub(crate) struct Fault {
     /// Waits this long before anything else, milliseconds, at most ten minutes.
     latency_ms: u64,
     /// Answers with this status instead of doing anything.
     status: Option<u16>,
+    /// Says with that status when to come again.
+    retry_after: Option<RetryAfter>,
     /// Cuts the open event streams, and new ones right after their head.
     drop_streams: bool,
+    /// Cuts event streams within the first character of an event that takes several bytes.
+    tear_streams: bool,
     /// Answers 200 with bytes that are not JSON.
     garbage: bool,
+    /// Answers 200 with a small body that claims to be compressed, and is huge when it is unpacked.
+    gzip_bomb: bool,
+    /// Does what is asked, and sends half of the answer.
+    truncate: Option<Truncation>,
+    /// Does what is asked, and calls the answer a web page.
+    wrong_type: bool,
+    /// Does what is asked, and makes a JSON answer this long with white space, bytes.
+    pad_to: Option<usize>,
     /// Closes every connection, open and new, without a word. For all endpoints only.
     refuse_connections: bool,
 }
 
 /// A rule as `PUT /admin/faults` takes it; without `endpoint` for all of them.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[derive(Debug, Default)]
 pub(crate) struct Rule {
     endpoint: Option<String>,
-    latency_ms: u64,
-    status: Option<u16>,
-    drop_streams: bool,
-    garbage: bool,
-    refuse_connections: bool,
+    fault: Fault,
 }
 
-impl Rule {
-    fn fault(&self) -> Fault {
-        Fault {
-            latency_ms: self.latency_ms,
-            status: self.status.filter(|status| *status != 0),
-            drop_streams: self.drop_streams,
-            garbage: self.garbage,
-            refuse_connections: self.refuse_connections,
-        }
+/// By hand: members that are not known cannot be refused where a struct is flattened into another.
+impl<'de> Deserialize<'de> for Rule {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut members = Map::deserialize(deserializer)?;
+        let endpoint = members.remove("endpoint").unwrap_or_default();
+        let endpoint = Option::deserialize(endpoint).map_err(D::Error::custom)?;
+        let fault: Fault = Fault::deserialize(Value::Object(members)).map_err(D::Error::custom)?;
+        let status = fault.status.filter(|status| *status != 0);
+        Ok(Self { endpoint, fault: Fault { status, ..fault } })
     }
 }
 
@@ -80,31 +95,31 @@ impl Rule {
 pub(crate) struct Faults {
     rules: Mutex<BTreeMap<String, Fault>>,
     cut: watch::Sender<u64>,
+    tearing: watch::Sender<bool>,
     refusing: watch::Sender<bool>,
 }
 
 impl Faults {
     pub(crate) fn new() -> Self {
-        Self { rules: Mutex::default(), cut: watch::Sender::new(0), refusing: watch::Sender::new(false) }
+        let [tearing, refusing] = [(); 2].map(|()| watch::Sender::new(false));
+        Self { rules: Mutex::default(), cut: watch::Sender::new(0), tearing, refusing }
     }
 
     /// Sets the rule of an endpoint, or of all; one that does nothing is removed.
     pub(crate) fn set(&self, rule: &Rule) -> Result<(), Refusal> {
         let name = rule.endpoint.as_deref().unwrap_or(ALL);
-        let fault = rule.fault();
+        let fault = rule.fault;
         check(name, fault)?;
-        let cuts = fault.drop_streams && (name == ALL || name == "events");
-        let refusing = {
+        {
             let mut rules = self.rules();
             if fault == Fault::default() {
                 rules.remove(name);
             } else {
                 rules.insert(name.to_owned(), fault);
             }
-            rules.get(ALL).is_some_and(|fault| fault.refuse_connections)
-        };
-        self.refusing.send_replace(refusing);
-        if cuts {
+        }
+        self.tell();
+        if fault.drop_streams && (name == ALL || name == "events") {
             self.cut.send_modify(|count| *count += 1);
         }
         Ok(())
@@ -113,7 +128,14 @@ impl Faults {
     /// Removes every rule.
     pub(crate) fn clear(&self) {
         self.rules().clear();
-        self.refusing.send_replace(false);
+        self.tell();
+    }
+
+    /// Tells connections and streams what is in force.
+    fn tell(&self) {
+        let refusing = self.rules().get(ALL).is_some_and(|fault| fault.refuse_connections);
+        self.refusing.send_replace(refusing);
+        self.tearing.send_replace(self.of("events").is_some_and(|fault| fault.tear_streams));
     }
 
     /// The rules in force, by endpoint name or `all`.
@@ -129,13 +151,33 @@ impl Faults {
         }
         if let Some(status) = fault.status {
             let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            return Some(Refusal::new(status, "injected fault").into_reply());
+            let reply = Refusal::new(status, "injected fault").into_reply();
+            return Some(spoil::with_retry_after(reply, fault.retry_after));
         }
         if fault.garbage {
-            let content_type = if endpoint == "events" { "text/event-stream" } else { "application/json" };
-            return Some(reply::with_type(StatusCode::OK, content_type, Bytes::from_static(GARBAGE)));
+            return Some(spoil::garbage(endpoint));
+        }
+        if fault.gzip_bomb {
+            return Some(spoil::gzip_bomb(endpoint));
         }
         None
+    }
+
+    /// Spoils an answer as is set for `endpoint`. A stream is never read here.
+    pub(crate) async fn spoil(&self, endpoint: &'static str, reply: Reply) -> Reply {
+        let Some(fault) = self.of(endpoint) else {
+            return reply;
+        };
+        let mut reply = reply;
+        if endpoint != "events" {
+            if let Some(length) = fault.pad_to {
+                reply = spoil::padded(reply, length).await;
+            }
+            if let Some(truncation) = fault.truncate {
+                reply = spoil::truncated(reply, truncation).await;
+            }
+        }
+        if fault.wrong_type { spoil::as_web_page(reply) } else { reply }
     }
 
     /// Whether a new event stream is to end right away.
@@ -146,6 +188,11 @@ impl Faults {
     /// Changes whenever the open streams are to be cut.
     pub(crate) fn cut(&self) -> watch::Receiver<u64> {
         self.cut.subscribe()
+    }
+
+    /// Says whether event streams are torn.
+    pub(crate) fn tearing(&self) -> watch::Receiver<bool> {
+        self.tearing.subscribe()
     }
 
     /// Says whether connections are refused.
@@ -175,6 +222,12 @@ fn check(name: &str, fault: Fault) -> Result<(), Refusal> {
     if fault.latency_ms > MAX_LATENCY_MS {
         return Err(Refusal::bad_request("latency_ms is at most 600000"));
     }
+    if fault.pad_to.is_some_and(|length| length > MAX_PADDING) {
+        return Err(Refusal::bad_request("pad_to is at most 268435456"));
+    }
+    if fault.retry_after.is_some() && fault.status.is_none() {
+        return Err(Refusal::bad_request("retry_after goes with a status"));
+    }
     match fault.status {
         None | Some(200..=599) => Ok(()),
         Some(_) => Err(Refusal::bad_request("status is between 200 and 599")),
@@ -186,6 +239,13 @@ mod tests {
     use http::StatusCode;
 
     use super::{Faults, Rule};
+
+    #[test]
+    fn a_rule_with_a_member_that_is_not_known_is_none() {
+        for bad in [r#"{"latncy_ms":1}"#, r#"{"endpoint":1}"#, r#"{"truncate":"half"}"#, "[]"] {
+            assert!(serde_json::from_str::<Rule>(bad).is_err(), "{bad}");
+        }
+    }
 
     fn rule(text: &str) -> Rule {
         serde_json::from_str(text).unwrap()
@@ -212,6 +272,8 @@ mod tests {
             r#"{"endpoint":"state","refuse_connections":true}"#,
             r#"{"status":99}"#,
             r#"{"latency_ms":600001}"#,
+            r#"{"pad_to":268435457}"#,
+            r#"{"retry_after":{"seconds":1}}"#,
         ] {
             assert_eq!(faults.set(&rule(bad)).unwrap_err().status, StatusCode::BAD_REQUEST, "{bad}");
         }
