@@ -16,7 +16,7 @@ use plexd_core::control::session::{self, Conversation, FIRST_CONTACT, Session};
 use plexd_core::control::wire::{RegisterRequest, SecretText};
 use plexd_core::identity::{Announced, Identity, Machine};
 use plexd_core::reconcile::Mesh;
-use plexd_core::state::State;
+use plexd_core::state::{State, StateKeeper};
 use plexd_core::status::{Board, Enrolment, Stream};
 use plexd_core::storage::DataDir;
 use plexd_core::supervisor::{Shutdown, Supervisor};
@@ -61,7 +61,11 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("cannot raise the limit of open files")?;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(measure(&arguments))
+    // Each agent keeps its state on a thread of its own.
+    let threads = usize::from(arguments.nodes) + 64;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().max_blocking_threads(threads).enable_all().build()?;
+    runtime.block_on(measure(&arguments))
 }
 
 #[expect(clippy::print_stdout, reason = "the figures are what this program is for")]
@@ -70,18 +74,19 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let folder = tempfile::tempdir_in("/dev/shm")?;
     let mut plane = ControlPlane::start(folder.path().join("control-plane"), None)?;
     let mut agents = Vec::new();
+    let machine = Machine::new(Some("fleet"))?;
     for number in 0..arguments.nodes {
-        agents.push(Agent::enrol(&plane, &folder.path().join(number.to_string()), number).await?);
+        let folder = folder.path().join(format!("node-{number}"));
+        agents.push(Agent::enrol(&plane, &folder, &machine).await?);
     }
     let per_thousand = 1_000.0 / f64::from(arguments.nodes);
-    let machine = Machine::new(Some("fleet"))?;
 
     println!("{} nodes start at once", agents.len());
     let begin = now();
     for agent in &mut agents {
-        agent.start(&machine);
+        agent.start();
     }
-    wait_connected(&agents).await?;
+    wait_converged(&agents).await?;
     // The first periods after the start are part of it.
     sleep(2 * FIRST_CONTACT + RECONCILE).await;
     let start = plane.rates(begin).await?;
@@ -99,9 +104,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     let begin = now();
     plane = ControlPlane::start(plane.state.clone(), Some(plane.wire))?;
     let back = Instant::now();
-    wait_connected(&agents).await?;
-    let connected = back.elapsed();
-    sleep(Duration::from_secs(arguments.recovery).saturating_sub(connected)).await;
+    wait_converged(&agents).await?;
+    let converged = back.elapsed();
+    sleep(Duration::from_secs(arguments.recovery).saturating_sub(converged)).await;
     let recovery = plane.rates(begin).await?;
     recovery.show("recovery");
 
@@ -113,7 +118,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         "bench fleet.recovery_peak_rps_per_1000 {:.0} requests/s",
         figure(recovery.peak()) * per_thousand
     );
-    println!("bench fleet.recovery_connected_s {:.0} s", connected.as_secs_f64());
+    println!("bench fleet.recovery_converged_s {:.0} s", converged.as_secs_f64());
     for agent in agents {
         agent.stop().await;
     }
@@ -122,53 +127,60 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
 
 /// One agent's half of the conversation.
 struct Agent {
-    client: Client,
-    identity: Arc<Identity>,
-    folder: PathBuf,
     board: Board,
+    state: State,
     shutdown: Shutdown,
+    ready: Option<(Conversation, StateKeeper)>,
     task: Option<JoinHandle<()>>,
+    _identity: watch::Sender<Option<Arc<Identity>>>,
 }
 
 impl Agent {
-    async fn enrol(plane: &ControlPlane, folder: &Path, number: u16) -> anyhow::Result<Self> {
+    /// Makes one that has its identity and has not begun to speak, as a process that finds it on disk.
+    async fn enrol(plane: &ControlPlane, folder: &Path, machine: &Machine) -> anyhow::Result<Self> {
         let client = plane.client()?;
-        let token = plane.admin(reqwest::Method::POST, "tokens", &json!({})).await?;
-        let private_key = PrivateKey::generate().context("no random numbers")?;
-        let request = RegisterRequest {
-            token: SecretText::from(token["token"].as_str().unwrap_or_default()),
-            public_key: private_key.public().to_string(),
-            hostname: format!("node-{number}"),
-            metadata: None,
-            capabilities: None,
+        let identity = register(plane, &client, folder).await?;
+        std::fs::create_dir(folder)?;
+        let directory = DataDir::open(folder)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let board = Board::default();
+        board.set_enrolment(Enrolment::Enrolled);
+        let signing_key = Some(identity.signing_key);
+        let (state, keeper) =
+            State::open(&directory.file("state.redb"), Arc::clone(&clock), board.clone(), signing_key)?;
+        let (sender, identity) = watch::channel(Some(Arc::new(identity)));
+        let conversation = Conversation {
+            session: Session { client, identity, board: board.clone(), pulls: Arc::default(), name: "" },
+            state: state.clone(),
+            mesh: Mesh::none(),
+            machine: machine.clone(),
+            announced: Announced::new(&directory),
+            clock,
+            drift: session::drift_queue(),
+            interface: (String::new(), 0),
+            reconcile_interval: RECONCILE,
+            heartbeat_interval: HEARTBEAT,
         };
-        let registration = client.register(&request).await?;
-        let path = format!("nodes/{}/state", registration.node_id);
-        plane.admin(reqwest::Method::PUT, &path, &json!({ "peers": peers()? })).await?;
-        let identity = Arc::new(Identity {
-            node_id: registration.node_id,
-            mesh_ip: registration.mesh_ip,
-            secret_key: registration.node_secret_key,
-            signing_key: registration.signing_key,
-            private_key,
-        });
-        let (board, shutdown) = (Board::default(), Shutdown::new());
-        Ok(Self { client, identity, folder: folder.to_owned(), board, shutdown, task: None })
+        let (shutdown, ready) = (Shutdown::new(), Some((conversation, keeper)));
+        Ok(Self { board, state, shutdown, ready, task: None, _identity: sender })
     }
 
-    /// Starts its loops, as a process that finds its identity on disk.
-    fn start(&mut self, machine: &Machine) {
-        let agent = (self.client.clone(), Arc::clone(&self.identity), self.board.clone());
-        let (folder, machine, shutdown) = (self.folder.clone(), machine.clone(), self.shutdown.clone());
+    /// Starts its loops.
+    fn start(&mut self) {
+        let Some((conversation, keeper)) = self.ready.take() else { return };
+        let shutdown = self.shutdown.clone();
         self.task = Some(tokio::spawn(async move {
-            let (keep, supervisor) = converse(agent, &folder, machine).expect("the agent starts");
+            let mut supervisor = Supervisor::default();
+            supervisor.spawn("state", keeper.run(supervisor.shutdown()));
+            conversation.spawn(&mut supervisor);
             supervisor.run(shutdown.cancelled_owned()).await.expect("the agent runs");
-            drop(keep);
         }));
     }
 
-    fn is_connected(&self) -> bool {
-        self.board.control_status().stream == Stream::Connected
+    /// Returns whether it has its stream and its state.
+    fn has_converged(&self) -> bool {
+        let peers = self.state.desired().borrow().peers.len();
+        self.board.control_status().stream == Stream::Connected && peers == usize::from(PEERS)
     }
 
     fn has_ended(&self) -> bool {
@@ -183,36 +195,26 @@ impl Agent {
     }
 }
 
-/// Starts the tasks of an agent; the sender keeps its identity.
-fn converse(
-    (client, identity, board): (Client, Arc<Identity>, Board),
-    folder: &Path,
-    machine: Machine,
-) -> anyhow::Result<(watch::Sender<Option<Arc<Identity>>>, Supervisor)> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    std::fs::create_dir(folder)?;
-    let directory = DataDir::open(folder)?;
-    board.set_enrolment(Enrolment::Enrolled);
-    let signing_key = Some(identity.signing_key);
-    let (state, keeper) =
-        State::open(&directory.file("state.redb"), Arc::clone(&clock), board.clone(), signing_key)?;
-    let (keep, identity) = watch::channel(Some(identity));
-    let mut supervisor = Supervisor::default();
-    supervisor.spawn("state", keeper.run(supervisor.shutdown()));
-    let conversation = Conversation {
-        session: Session { client, identity, board, pulls: Arc::default(), name: "" },
-        state,
-        mesh: Mesh::none(),
-        machine,
-        announced: Announced::new(&directory),
-        clock,
-        drift: session::drift_queue(),
-        interface: (String::new(), 0),
-        reconcile_interval: RECONCILE,
-        heartbeat_interval: HEARTBEAT,
+async fn register(plane: &ControlPlane, client: &Client, folder: &Path) -> anyhow::Result<Identity> {
+    let token = plane.admin(reqwest::Method::POST, "tokens", &json!({})).await?;
+    let private_key = PrivateKey::generate().context("no random numbers")?;
+    let request = RegisterRequest {
+        token: SecretText::from(token["token"].as_str().unwrap_or_default()),
+        public_key: private_key.public().to_string(),
+        hostname: folder.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        metadata: None,
+        capabilities: None,
     };
-    conversation.spawn(&mut supervisor);
-    Ok((keep, supervisor))
+    let registration = client.register(&request).await?;
+    let path = format!("nodes/{}/state", registration.node_id);
+    plane.admin(reqwest::Method::PUT, &path, &json!({ "peers": peers()? })).await?;
+    Ok(Identity {
+        node_id: registration.node_id,
+        mesh_ip: registration.mesh_ip,
+        secret_key: registration.node_secret_key,
+        signing_key: registration.signing_key,
+        private_key,
+    })
 }
 
 fn peers() -> anyhow::Result<Vec<Value>> {
@@ -231,15 +233,15 @@ fn peers() -> anyhow::Result<Vec<Value>> {
     (1..=PEERS).map(peer).collect()
 }
 
-async fn wait_connected(agents: &[Agent]) -> anyhow::Result<()> {
+async fn wait_converged(agents: &[Agent]) -> anyhow::Result<()> {
     let end = Instant::now() + CONVERGED;
     loop {
-        let missing = agents.iter().filter(|agent| !agent.is_connected()).count();
+        let missing = agents.iter().filter(|agent| !agent.has_converged()).count();
         ensure!(!agents.iter().any(Agent::has_ended), "an agent has ended");
         if missing == 0 {
             return Ok(());
         }
-        ensure!(Instant::now() < end, "{missing} nodes are not connected after {} s", CONVERGED.as_secs());
+        ensure!(Instant::now() < end, "{missing} nodes have not converged after {} s", CONVERGED.as_secs());
         sleep(Duration::from_millis(200)).await;
     }
 }

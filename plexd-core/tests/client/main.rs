@@ -140,6 +140,27 @@ async fn an_empty_answer_to_a_heartbeat_asks_for_nothing() {
 }
 
 #[tokio::test]
+async fn an_answer_that_says_to_be_something_else_than_json_confirms_nothing() {
+    let report = ReportSyncRequest { entries: Vec::new(), deleted: Vec::new() };
+    for (headers, body, is_taken) in [
+        ("Content-Type: application/json\r\n", "{}", true),
+        ("content-type: Application/JSON; charset=utf-8\r\n", "{}", true),
+        ("", "{}", true),
+        ("Content-Type: text/html\r\n", "", true),
+        ("Content-Type: text/html\r\n", "<p>Back soon</p>", false),
+        ("Content-Type: text/plain\r\n", "{}", false),
+    ] {
+        let server = Server::answering(answer("200 OK", headers, body)).await;
+        let result = server.client().report(&who(), &report).await;
+        assert_eq!(result.is_ok(), is_taken, "{headers:?} {body:?}: {result:?}");
+        if let Err(error) = result {
+            assert_eq!(error.class(), Class::Retry);
+            assert!(error.to_string().contains("not application/json; check that 'api'"), "{error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_secret_is_asked_for_by_one_encoded_segment_and_has_to_be_the_one_asked_for() {
     let body = r#"{"key":"tls/server.key","ciphertext":"AAAA","nonce":"AAAA","version":2}"#;
     let server = Server::answering(answer("200 OK", "", body)).await;

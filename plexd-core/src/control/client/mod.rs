@@ -145,7 +145,9 @@ impl Client {
         let request = Request { builder: request.builder.timeout(REQUEST_TIMEOUT), ..request };
         let mut response = self.send(request).await?;
         let body = self.body(call, &mut response, call.max_answer).await?;
-        Ok(Answer { call, response, body })
+        let answer = Answer { call, response, body };
+        answer.check_type()?;
+        Ok(answer)
     }
 
     /// Sends a request and returns the head of the answer, which is a success (or a 304 to a state pull).
@@ -229,6 +231,24 @@ struct Answer {
 impl Answer {
     fn unusable(&self, reason: String) -> ClientError {
         ClientError::Protocol { call: self.call, reason }
+    }
+
+    /// A body is JSON (documents, preamble). One that says to be something else is not the control plane's, but of a proxy
+    /// or a portal in between: its 200 confirms nothing.
+    fn check_type(&self) -> Result<(), ClientError> {
+        let Some(stated) = self.response.headers().get(CONTENT_TYPE).filter(|_| !self.is_empty()) else {
+            return Ok(());
+        };
+        let stated = String::from_utf8_lossy(stated.as_bytes());
+        let essence = stated.split(';').next().unwrap_or_default().trim();
+        if essence.eq_ignore_ascii_case("application/json") {
+            return Ok(());
+        }
+        let shown: String = essence.chars().take(64).collect();
+        Err(self.unusable(format!(
+            "its Content-Type is {shown:?}, not application/json; check that 'api' leads to the control plane and not to \
+             something before it"
+        )))
     }
 
     /// Returns whether there is no body.

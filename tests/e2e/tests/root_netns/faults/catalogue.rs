@@ -150,7 +150,6 @@ pub(super) fn wrong_content_types(length: Length) -> Fault {
             trial.mesh.control_plane.set_faults(&json!({ "endpoint": "events", "wrong_type": true }));
             trial.mesh.control_plane.set_faults(&json!({ "wrong_type": true }));
         },
-        change: Change::MayArrive,
         ..fault("wrong content type", length)
     }
 }
