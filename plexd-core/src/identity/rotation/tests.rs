@@ -1,20 +1,18 @@
 //! Rotations against a development control plane, broken off at every point and gone on with from disk.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use plexd_devcp::server::{Options, Server};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use super::*;
-use crate::control::client::{Client, ClientConfig, StateAnswer};
-use crate::control::wire::{RegisterRequest, SecretText};
+use crate::control::client::{Client, StateAnswer};
+use crate::control::dev::DevControlPlane;
 use crate::identity::CurrentIdentity;
 use crate::state::{FullState, PullOutcome};
 use crate::status::{Board, Enrolment};
@@ -24,78 +22,35 @@ use crate::types::SystemClock;
 
 /// A control plane with two nodes, of which `identity` is one and has its data in `data`.
 struct Plane {
-    admin: String,
+    plane: DevControlPlane,
     client: Client,
-    http: reqwest::Client,
     identity: Identity,
     data: TempDir,
-    _state: TempDir,
-    server: JoinHandle<()>,
-}
-
-impl Drop for Plane {
-    fn drop(&mut self) {
-        self.server.abort();
-    }
 }
 
 impl Plane {
     async fn start() -> Self {
-        let [state, data] = [(); 2].map(|()| tempfile::tempdir().unwrap());
-        let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let options = Options { listen: any, admin: any, state: state.path().into(), names: Vec::new() };
-        let server = Server::bind(options).await.unwrap();
-        let admin = format!("http://{}/admin", server.admin_addr());
-        let client = Client::new(ClientConfig {
-            base: format!("https://{}", server.wire_addr()).parse().unwrap(),
-            ca_file: Some(server.ca_path().into()),
-            version: "test",
-        });
-        let client = client.unwrap();
-        let http = reqwest::Client::new();
-        let server = tokio::spawn(server.run());
-        let register = async |hostname: &str| {
-            let answer = http.post(format!("{admin}/tokens")).body("{}").send().await.unwrap();
-            let token: Value = serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap();
-            let private_key = PrivateKey::generate().unwrap();
-            let request = RegisterRequest {
-                token: SecretText::from(token["token"].as_str().unwrap()),
-                public_key: private_key.public().to_string(),
-                hostname: hostname.to_owned(),
-                metadata: None,
-                capabilities: None,
-            };
-            let registration = client.register(&request).await.unwrap();
-            Identity {
-                node_id: registration.node_id,
-                mesh_ip: registration.mesh_ip,
-                secret_key: registration.node_secret_key,
-                signing_key: registration.signing_key,
-                private_key,
-            }
-        };
-        let identity = register("a").await;
-        register("b").await;
+        let plane = DevControlPlane::start().await;
+        let identity = plane.enrol("a").await;
+        plane.enrol("b").await;
+        let data = tempfile::tempdir().unwrap();
         let store = IdentityStore::new(DataDir::open(data.path()).unwrap());
         store.save_key(&identity.private_key).unwrap();
         store.save_identity(&identity).unwrap();
-        Self { admin, client, http, identity, data, _state: state, server }
+        Self { client: plane.client(), plane, identity, data }
     }
 
     async fn set_fault(&self, fault: Value) {
-        let request = self.http.put(format!("{}/faults", self.admin)).body(fault.to_string());
-        assert!(request.send().await.unwrap().status().is_success());
+        self.plane.fault(fault).await;
     }
 
     async fn clear_faults(&self) {
-        self.http.delete(format!("{}/faults", self.admin)).send().await.unwrap();
+        self.plane.no_faults().await;
     }
 
     /// Returns the node's key as the control plane has it.
     async fn key(&self) -> PublicKey {
-        let url = format!("{}/nodes/{}", self.admin, self.identity.node_id);
-        let answer = self.http.get(url).send().await.unwrap().bytes().await.unwrap();
-        let node: Value = serde_json::from_slice(&answer).unwrap();
+        let node = self.plane.get(&format!("nodes/{}", self.identity.node_id)).await;
         PublicKey::from_base64(node["public_key"].as_str().unwrap()).unwrap()
     }
 
