@@ -8,7 +8,7 @@ PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 .DEFAULT_GOAL := help
-.PHONY: help dependencies build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet
+.PHONY: help dependencies dependencies-vm build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -65,10 +65,13 @@ demo: build ## two nodes and a control plane on this machine, shown step by step
 demo-down: ## remove what `make demo KEEP=1` left
 	$(AS_ROOT) $(PROGRAMS)/plexd-demo down
 
-test-vm: build ## what needs another kernel than this: WireGuard of the kernel, in a virtual machine (as root)
+dependencies-vm: dependencies
+	@packaging/install-dependencies apt-dependencies-vm
+
+test-vm: build dependencies-vm ## what needs another kernel than this: WireGuard of the kernel, in a virtual machine (as root)
 	$(AS_ROOT) env "PATH=$$PATH" tests/vm/test
 
-bench-control: build ## what a rotation of a node's key loses, of 1,000 datagrams a second each way, here and in a virtual machine
+bench-control: build dependencies-vm ## what a rotation of a node's key loses, of 1,000 datagrams a second each way, here and in a virtual machine
 	$(AS_ROOT) env "PATH=$$PATH" tests/vm/bench-control
 
 # Timers make these figures, not the speed of the code: the profile that is built already will do.
