@@ -22,7 +22,7 @@ use crate::types::SystemClock;
 
 /// A control plane with two nodes, of which `identity` is one and has its data in `data`.
 struct Plane {
-    plane: DevControlPlane,
+    control: DevControlPlane,
     client: Client,
     identity: Identity,
     data: TempDir,
@@ -30,27 +30,27 @@ struct Plane {
 
 impl Plane {
     async fn start() -> Self {
-        let plane = DevControlPlane::start().await;
-        let identity = plane.enrol("a").await;
-        plane.enrol("b").await;
+        let control = DevControlPlane::start().await;
+        let identity = control.enrol("a").await;
+        control.enrol("b").await;
         let data = tempfile::tempdir().unwrap();
         let store = IdentityStore::new(DataDir::open(data.path()).unwrap());
         store.save_key(&identity.private_key).unwrap();
         store.save_identity(&identity).unwrap();
-        Self { client: plane.client(), plane, identity, data }
+        Self { client: control.client(), control, identity, data }
     }
 
     async fn set_fault(&self, fault: Value) {
-        self.plane.fault(fault).await;
+        self.control.fault(fault).await;
     }
 
     async fn clear_faults(&self) {
-        self.plane.no_faults().await;
+        self.control.no_faults().await;
     }
 
     /// Returns the node's key as the control plane has it.
     async fn key(&self) -> PublicKey {
-        let node = self.plane.get(&format!("nodes/{}", self.identity.node_id)).await;
+        let node = self.control.get(&format!("nodes/{}", self.identity.node_id)).await;
         PublicKey::from_base64(node["public_key"].as_str().unwrap()).unwrap()
     }
 
