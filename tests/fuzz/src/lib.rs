@@ -3,7 +3,7 @@
 //! `make test`) and the guided fuzzer (`src/bin/guided.rs`, `make fuzz`) call the same ones.
 //!
 //! - [`targets`]: the targets, and what they check in common
-//! - [`reference`]: second implementations to compare with, as plain as possible
+//! - [`mod@reference`]: second implementations to compare with, as plain as possible
 //! - [`planted`]: key material to be looked for in what is shown
 //! - [`corpus`], [`mutate`]: inputs in the tree, and what the smoke run makes of them
 
