@@ -94,6 +94,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
 
     println!("steady state for {} s", arguments.steady);
     let begin = now();
+    // What is measured is time that passes.
     sleep(Duration::from_secs(arguments.steady)).await;
     let steady = plane.rates(begin).await?;
     steady.show("steady state");
@@ -242,6 +243,7 @@ async fn wait_converged(agents: &[Agent]) -> anyhow::Result<()> {
             return Ok(());
         }
         ensure!(Instant::now() < end, "{missing} nodes have not converged after {} s", CONVERGED.as_secs());
+        // Often enough for a figure in whole seconds.
         sleep(Duration::from_millis(200)).await;
     }
 }

@@ -1,9 +1,9 @@
 //! Capabilities: told at registration, and again when they are no longer those that were last told; after an upgrade that
 //! is at the first start of the new binary.
 
-use std::time::Duration;
+use tokio::time::Instant;
 
-use super::Session;
+use super::{Session, at};
 use crate::control::backoff::Backoff;
 use crate::control::client::ClientError;
 use crate::identity::{Announced, Identity, Machine};
@@ -31,19 +31,19 @@ impl Announcer {
                 () = shutdown.cancelled() => break,
                 result = self.announce(&identity) => result,
             };
-            let delay = match result {
+            let again = match result {
                 Ok(()) => None,
                 Err(error) if error.is_final() => {
                     let message = format!("the control plane does not take the node's capabilities: {error}");
                     self.session.board.raise(Subsystem::ControlPlane, self.session.name, message);
                     None
                 }
-                Err(error) => Some(self.session.failed(&error, &mut backoff)),
+                Err(error) => Some(Instant::now() + self.session.failed(&error, &mut backoff)),
             };
             // Cancel safe: nothing is taken; an identity that has changed is read above.
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                () = after(delay) => {}
+                () = at(again) => {}
                 changed = self.session.identity.changed() => {
                     // The task that gives identities has ended: the process is stopping.
                     if changed.is_err() {
@@ -74,13 +74,5 @@ impl Announcer {
             tracing::warn!(%error, "the capabilities will be told again at the next start");
         }
         Ok(())
-    }
-}
-
-/// Waits that long, or for ever.
-async fn after(delay: Option<Duration>) {
-    match delay {
-        Some(delay) => tokio::time::sleep(delay).await,
-        None => std::future::pending().await,
     }
 }

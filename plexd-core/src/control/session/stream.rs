@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Session;
+use super::{Session, at};
 use crate::control::backoff::{self, Backoff};
 use crate::control::client::{ClientError, EventStream};
 use crate::control::sse::Item;
@@ -162,13 +162,5 @@ impl StreamReader {
 
     fn set(&self, stream: Stream) {
         self.session.board.control(|control| control.stream = stream);
-    }
-}
-
-/// Waits until then, or for ever.
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => tokio::time::sleep_until(time).await,
-        None => std::future::pending().await,
     }
 }
