@@ -41,7 +41,10 @@ LONG_BY_NEXTEST = $(CARGO) nextest run --locked --workspace --no-fail-fast --suc
     --run-ignored only --filterset 'test(/(^|::)long_/)'
 LONG_BY_CARGO = $(CARGO) test --locked --workspace --tests --no-fail-fast -- --ignored --nocapture --test-threads 6 long_
 
-test-long: build ## nodes through each fault of their control plane for minutes, then fuzzing (25 minutes); as root
+# Property tests with cases of another seed each time; one that fails prints its case.
+PROPERTIES = $(CARGO) test --locked --workspace --lib --quiet
+
+test-long: build ## nodes through each fault of their control plane for minutes, other cases of property tests, fuzzing (30 minutes); as root
 	@log=$$(mktemp); trap 'kill $$!; exit 130' INT TERM; \
 	if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	    $(LONG_BY_NEXTEST) >"$$log" 2>&1 & \
@@ -52,6 +55,9 @@ test-long: build ## nodes through each fault of their control plane for minutes,
 	wait $$!; status=$$?; \
 	grep --only-matching 'fault .* converged .*' "$$log" | sort; \
 	rm -f "$$log"; exit $$status
+	@for seed in $$(shuf --input-range 2-1000000000 --head-count 5); do \
+	    echo "property tests, PROPTEST_RNG_SEED=$$seed"; PROPTEST_RNG_SEED=$$seed $(PROPERTIES) || exit; \
+	done
 	@$(MAKE) --no-print-directory fuzz SECONDS=60
 
 fuzz: dependencies ## fuzzing guided by coverage; TARGET=one of them (else each), SECONDS=60 for each

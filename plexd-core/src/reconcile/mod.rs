@@ -9,8 +9,6 @@ mod plan;
 mod status;
 mod wanted;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -27,7 +25,7 @@ use crate::supervisor::Shutdown;
 
 use drift::Correction;
 use names::Names;
-use plan::{LastEndpoints, Observed, Reading};
+use plan::{Memory, Observed, Reading};
 
 pub use apply::Kernel;
 pub use status::{MeshStatus, PeerStatus};
@@ -114,7 +112,7 @@ pub struct Reconciler {
     requests: mpsc::Receiver<Request>,
     names: Names,
     goal: Option<Goal>,
-    last_endpoints: LastEndpoints,
+    memory: Memory,
     /// The newest policies that could be compiled.
     policies: Arc<PolicySet>,
     /// Why newer ones could not.
@@ -155,7 +153,7 @@ impl Reconciler {
             requests,
             names: Names::default(),
             goal: None,
-            last_endpoints: LastEndpoints::new(),
+            memory: Memory::default(),
             policies: Arc::default(),
             refused: None,
             wanted: None,
@@ -217,14 +215,14 @@ impl Reconciler {
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
         let now = SystemTime::now();
-        let plan = plan::plan(&wanted, &observed, &self.last_endpoints, now);
+        let mut plan = plan::plan(&wanted, &observed, &self.memory, now);
+        self.memory = std::mem::take(&mut self.memory).after(&mut plan, &wanted);
         self.names.ask_for(&desired, |peer| {
             cause == Cause::Check && wanted.peers.contains_key(peer) && !plan::is_heard(&observed, peer, now)
         });
         let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
         errors.extend(outcome.errors);
         self.report(&errors, &outcome.conflicts, outcome.without_log);
-        self.last_endpoints = endpoints(&wanted);
         if errors.is_empty() {
             self.last_success = Some(Instant::now());
         }
@@ -339,7 +337,7 @@ impl Reconciler {
         let removed = self.tear_down().await;
         if self.goal.is_none() {
             self.wanted = None;
-            self.last_endpoints = LastEndpoints::new();
+            self.memory = Memory::default();
             self.policies = Arc::default();
             self.refused = None;
             self.last_success = None;
@@ -374,10 +372,6 @@ impl Reconciler {
             Ok(_) | Err(_) => None,
         }
     }
-}
-
-fn endpoints(wanted: &Wanted) -> BTreeMap<crate::types::PublicKey, SocketAddr> {
-    wanted.peers.iter().filter_map(|(key, peer)| Some((*key, peer.config.endpoint?))).collect()
 }
 
 fn reading<T>(result: Result<Option<T>, KernelError>, errors: &mut Vec<KernelError>) -> Reading<T> {

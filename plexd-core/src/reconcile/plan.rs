@@ -82,13 +82,41 @@ pub struct Plan {
     pub steps: Vec<Planned>,
     /// Whether the interface is up with no policy in front of it, so that it must go down if policy cannot be put in place.
     pub exposed: bool,
+    /// When the peers that take another's place were heard under the key they had.
+    heard: BTreeMap<PublicKey, SystemTime>,
 }
 
-/// Endpoints as they were last wanted, by peer: tells a change of the control plane's mind from a peer that roamed.
-pub(super) type LastEndpoints = BTreeMap<PublicKey, SocketAddr>;
+/// What of earlier plans the kernel cannot tell.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Memory {
+    /// Endpoints as they were last wanted, by peer: tells a change of the control plane's mind from a peer that roamed.
+    endpoints: BTreeMap<PublicKey, SocketAddr>,
+    /// When a peer was last heard under the key it had before: it is where that one was until it had the time to be heard
+    /// under the new key.
+    heard: BTreeMap<PublicKey, SystemTime>,
+}
+
+impl Memory {
+    /// Returns what to remember once `plan` was taken.
+    pub(super) fn after(mut self, plan: &mut Plan, wanted: &Wanted) -> Self {
+        self.heard.append(&mut plan.heard);
+        self.heard.retain(|key, _| wanted.peers.contains_key(key));
+        let endpoint = |(key, peer): (&PublicKey, &WantedPeer)| Some((*key, peer.config.endpoint?));
+        Self { endpoints: wanted.peers.iter().filter_map(endpoint).collect(), heard: self.heard }
+    }
+
+    /// Returns whether the peer was heard of late, be it under the key it had before.
+    fn is_fresh(&self, key: &PublicKey, peer: &ObservedPeer, now: SystemTime) -> bool {
+        is_fresh(self.heard(key, peer), now)
+    }
+
+    fn heard(&self, key: &PublicKey, peer: &ObservedPeer) -> Option<SystemTime> {
+        peer.last_handshake.max(self.heard.get(key).copied())
+    }
+}
 
 /// Returns what to do.
-pub(super) fn plan(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, now: SystemTime) -> Plan {
+pub(super) fn plan(wanted: &Wanted, observed: &Observed, memory: &Memory, now: SystemTime) -> Plan {
     let mut plan = Plan::default();
     plan.policy(wanted, observed);
     plan.exposed = is_exposed(wanted, observed);
@@ -98,7 +126,8 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed, last: &LastEndpoints, n
         Reading::Unreadable => return plan,
     };
     plan.device(wanted, device);
-    let peers = peers(wanted, device, last, now);
+    let mut peers = peers(wanted, device, memory, now);
+    plan.heard.append(&mut peers.heard);
     if has_another_key(wanted, device) {
         plan.rekey(peers);
     } else if !peers.changes.is_empty() {
@@ -210,6 +239,7 @@ fn is_exposed(wanted: &Wanted, observed: &Observed) -> bool {
 struct Peers {
     changes: Vec<PeerChange>,
     corrections: Vec<Correction>,
+    heard: BTreeMap<PublicKey, SystemTime>,
 }
 
 impl Peers {
@@ -230,7 +260,7 @@ fn has_another_key(wanted: &Wanted, observed: Option<&ObservedDevice>) -> bool {
     there.is_some_and(|key| key != wanted.device.private_key.public())
 }
 
-fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, last: &LastEndpoints, now: SystemTime) -> Peers {
+fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, memory: &Memory, now: SystemTime) -> Peers {
     let none = BTreeMap::new();
     let there = observed.map_or(&none, |device| &device.peers);
     let mut gone: BTreeMap<&PublicKey, &ObservedPeer> =
@@ -252,10 +282,11 @@ fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, last: &LastEndpoint
                 keys_by_ips.get(&config.allowed_ips).and_then(|key| Some((key, gone.remove(key)?)));
             let into = match predecessor {
                 Some((old, there)) => {
-                    if is_fresh(there, now)
-                        && last.get(old).copied().is_none_or(|at| Some(at) == config.endpoint)
+                    if memory.is_fresh(old, there, now)
+                        && memory.endpoints.get(old).is_none_or(|at| Some(*at) == config.endpoint)
                     {
                         config.endpoint = there.endpoint.or(config.endpoint);
+                        replaced.heard.extend(memory.heard(old, there).map(|heard| (*key, heard)));
                     }
                     replaced.remove(*old);
                     &mut replaced
@@ -266,7 +297,7 @@ fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, last: &LastEndpoint
             into.add(PeerChange::Set(config), Kind::PeerAdded, detail);
             continue;
         };
-        let endpoint = endpoint_to_set(peer, actual, last, now);
+        let endpoint = endpoint_to_set(peer, actual, memory, now);
         if let Some(difference) = difference(peer, actual, endpoint) {
             let config = PeerConfig { endpoint, ..peer.config.clone() };
             let detail = format!("{} had another {difference}", peer.id);
@@ -280,6 +311,7 @@ fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, last: &LastEndpoint
     for peers in [replaced, changed] {
         all.changes.extend(peers.changes);
         all.corrections.extend(peers.corrections);
+        all.heard.extend(peers.heard);
     }
     all
 }
@@ -289,27 +321,28 @@ fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, last: &LastEndpoint
 fn endpoint_to_set(
     wanted: &WantedPeer,
     actual: &ObservedPeer,
-    last: &LastEndpoints,
+    memory: &Memory,
     now: SystemTime,
 ) -> Option<SocketAddr> {
     let endpoint = wanted.config.endpoint?;
     if actual.endpoint == Some(endpoint) {
         return None;
     }
-    let changed_its_mind = last.get(&wanted.config.public_key).is_some_and(|last| *last != endpoint);
-    (changed_its_mind || !is_fresh(actual, now)).then_some(endpoint)
+    let key = &wanted.config.public_key;
+    let changed_its_mind = memory.endpoints.get(key).is_some_and(|last| *last != endpoint);
+    (changed_its_mind || !memory.is_fresh(key, actual, now)).then_some(endpoint)
 }
 
-/// Returns whether the peer's last handshake is fresh.
-pub(super) fn is_fresh(peer: &ObservedPeer, now: SystemTime) -> bool {
+/// Returns whether a handshake is fresh.
+fn is_fresh(handshake: Option<SystemTime>, now: SystemTime) -> bool {
     // A handshake in the future is one of a clock that was set back since: it happened, so it is fresh.
-    peer.last_handshake.is_some_and(|at| now.duration_since(at).map_or(true, |age| age < FRESH))
+    handshake.is_some_and(|at| now.duration_since(at).map_or(true, |age| age < FRESH))
 }
 
 /// Returns whether the peer is there and its last handshake is fresh.
 pub(super) fn is_heard(observed: &Observed, peer: &PublicKey, now: SystemTime) -> bool {
     let Reading::There(device) = &observed.device else { return false };
-    device.peers.get(peer).is_some_and(|peer| is_fresh(peer, now))
+    device.peers.get(peer).is_some_and(|peer| is_fresh(peer.last_handshake, now))
 }
 
 fn difference(

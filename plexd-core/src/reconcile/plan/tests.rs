@@ -80,6 +80,11 @@ fn as_observed(config: &PeerConfig) -> ObservedPeer {
     }
 }
 
+/// A memory of where a peer was last wanted.
+fn last_wanted(key: PublicKey, endpoint: Option<SocketAddr>) -> Memory {
+    Memory { endpoints: endpoint.map(|at| (key, at)).into_iter().collect(), ..Memory::default() }
+}
+
 impl Observed {
     fn device(&mut self) -> &mut ObservedDevice {
         match &mut self.device {
@@ -97,15 +102,11 @@ impl Observed {
 }
 
 fn steps(wanted: &Wanted, observed: &Observed) -> Vec<Step> {
-    plan(wanted, observed, &LastEndpoints::new(), now())
-        .steps
-        .into_iter()
-        .map(|planned| planned.step)
-        .collect()
+    plan(wanted, observed, &Memory::default(), now()).steps.into_iter().map(|planned| planned.step).collect()
 }
 
 fn kinds(wanted: &Wanted, observed: &Observed) -> Vec<&'static str> {
-    let plan = plan(wanted, observed, &LastEndpoints::new(), now());
+    let plan = plan(wanted, observed, &Memory::default(), now());
     plan.steps
         .iter()
         .flat_map(|planned| &planned.corrections)
@@ -256,8 +257,7 @@ fn a_peer_that_roamed_is_left_alone_until_it_falls_silent_or_the_control_plane_m
         let peer = observed.device().peers.get_mut(&key(2)).unwrap();
         peer.endpoint = actual.map(at);
         peer.last_handshake = handshake;
-        let last = last.map(|text| (key(2), at(text))).into_iter().collect();
-        let plan = plan(&wanted, &observed, &last, now());
+        let plan = plan(&wanted, &observed, &last_wanted(key(2), last.map(at)), now());
         let expected =
             is_set.then(|| Step::Peers(vec![PeerChange::Set(wanted.peers[&key(2)].config.clone())]));
         assert_eq!(plan.steps.into_iter().map(|planned| planned.step).next(), expected, "{what}");
@@ -299,7 +299,7 @@ fn no_correction_tells_a_secret() {
     let (wanted, mut observed) = settled();
     observed.device().public_key = None;
     observed.device().peers.get_mut(&key(2)).unwrap().preshared_key = None;
-    let plan = plan(&wanted, &observed, &LastEndpoints::new(), now());
+    let plan = plan(&wanted, &observed, &Memory::default(), now());
     let psk = wanted.peers[&key(2)].config.preshared_key.as_ref().unwrap().to_base64();
     for shown in
         plan.steps.iter().flat_map(|planned| &planned.corrections).map(|correction| &correction.detail)
@@ -342,12 +342,18 @@ fn a_peer_with_another_key_takes_the_place_of_the_old_one_where_that_was_heard()
         old.last_handshake = handshake;
         peers.insert(key(50), old);
         peers.insert(key(51), ObservedPeer::default());
-        let last = last.map(|last| (key(50), last)).into_iter().collect();
         let new = PeerConfig { endpoint: Some(endpoint), ..wanted.peers[&key(2)].config.clone() };
         let changes = vec![PeerChange::Remove(key(51)), PeerChange::Remove(key(50)), PeerChange::Set(new)];
-        let plan = plan(&wanted, &observed, &last, now());
+        let mut first = plan(&wanted, &observed, &last_wanted(key(50), last), now());
+        let memory = Memory::default().after(&mut first, &wanted);
+        let after = simulate(&wanted, &observed, first.clone());
+        let second = plan(&wanted, &after, &memory, now());
+        assert_eq!(second.steps, [], "it is left where it was put, unheard under its new key as it is");
+        let gone = now() + FRESH;
+        let moved = plan(&wanted, &after, &memory, gone).steps;
+        assert_eq!(moved.is_empty(), endpoint == wished, "until it should have been heard: {moved:?}");
         assert_eq!(
-            plan.steps.into_iter().map(|planned| planned.step).collect::<Vec<_>>(),
+            first.steps.into_iter().map(|planned| planned.step).collect::<Vec<_>>(),
             [Step::Peers(changes)]
         );
     }
@@ -501,10 +507,10 @@ proptest! {
     fn a_plan_leads_to_what_is_wanted_and_there_is_nothing_left_to_plan(
         wanted in any_wanted(), observed in any_observed()
     ) {
-        let first = plan(&wanted, &observed, &LastEndpoints::new(), now());
+        let mut first = plan(&wanted, &observed, &Memory::default(), now());
+        let memory = Memory::default().after(&mut first, &wanted);
         let after = simulate(&wanted, &observed, first);
-        let last = wanted.peers.iter().filter_map(|(key, peer)| Some((*key, peer.config.endpoint?))).collect();
-        let second = plan(&wanted, &after, &last, now());
+        let second = plan(&wanted, &after, &memory, now());
         // A table that nobody can read and nobody wants stays out of reach.
         prop_assert_eq!(second.steps, Vec::new());
         let Reading::There(device) = after.device else { panic!("no device") };
