@@ -1,4 +1,4 @@
-//! Tells when an interface, its addresses or its routes changed, so that it can be looked at at once. Says that
+//! Tells when an interface, its addresses, its routes or plexd's routing rules changed, so that it can be looked at at once. Says that
 //! something changed, never what: the looking is done by those who read.
 
 use std::io;
@@ -16,7 +16,7 @@ use rtnetlink::sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket, proto
 pub enum Watched {
     /// The interface itself: that it is there, up, its MTU.
     Link,
-    /// Its addresses and routes as well.
+    /// Its addresses and routes, and plexd's routing rules, as well.
     Everything,
 }
 
@@ -30,6 +30,8 @@ impl Watched {
                 MulticastGroup::Ipv6Ifaddr,
                 MulticastGroup::Ipv4Route,
                 MulticastGroup::Ipv6Route,
+                MulticastGroup::Ipv4Rule,
+                MulticastGroup::Ipv6Rule,
             ],
         }
     }
@@ -118,6 +120,9 @@ impl Interface {
             }
             RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
                 interface_of(route).is_some_and(|index| self.is_index(index))
+            }
+            RouteNetlinkMessage::NewRule(rule) | RouteNetlinkMessage::DelRule(rule) => {
+                super::rules::concerns(rule)
             }
             _ => false,
         }

@@ -4,11 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
 
+use super::rules::{MARK, ObservedRules, OwnTable, Rule, Uids};
 use super::{
     Applied, Backend, Counters, DeviceConfig, Ensured, Firewall, KernelError, Network, ObservedDevice,
     ObservedLink, ObservedPeer, ObservedTable, PeerChange, RouteConflict, WireGuard,
@@ -16,8 +18,11 @@ use super::{
 use crate::policy::Table;
 use crate::types::PublicKey;
 
+/// Whom the fake's rules leave out.
+pub(crate) const UIDS: Uids = Uids { own: 994, last: Uids::LAST };
+
 /// Operations that can be made to fail.
-pub(crate) const OBSERVE: [&str; 3] = ["observe table", "observe device", "observe link"];
+pub(crate) const OBSERVE: [&str; 4] = ["observe table", "observe device", "observe link", "observe rules"];
 /// Operations that change something, in the order of a first plan.
 pub(crate) const CHANGE: [&str; 7] = [
     "replace table",
@@ -39,6 +44,11 @@ pub(crate) struct State {
     pub(crate) link: Option<ObservedLink>,
     /// Routes through other interfaces.
     pub(crate) foreign_routes: BTreeMap<IpNet, String>,
+    pub(crate) rules: BTreeSet<Rule>,
+    /// Tables that somebody else uses.
+    pub(crate) taken: BTreeMap<OwnTable, String>,
+    /// Interfaces that judge by the way back.
+    pub(crate) strict: BTreeSet<String>,
     /// Operations that fail.
     pub(crate) failing: BTreeSet<&'static str>,
     /// Operations that changed something, or tried to.
@@ -162,6 +172,7 @@ impl WireGuard for FakeKernel {
         let device = state.device.as_mut().ok_or_else(|| no_device("configure"))?;
         device.public_key = Some(config.private_key.public());
         device.listen_port = config.listen_port;
+        device.mark = MARK;
         Ok(())
     }
 
@@ -195,6 +206,7 @@ impl Network for FakeKernel {
         if let Some(link) = self.change("bring down")?.link.as_mut() {
             link.up = false;
             link.routes.clear();
+            link.apart.clear();
         }
         Ok(())
     }
@@ -219,6 +231,50 @@ impl Network for FakeKernel {
         let mut state = self.change("remove routes")?;
         let link = state.link.as_mut().ok_or_else(|| no_device("remove routes"))?;
         link.routes.retain(|route| !routes.contains(route));
+        Ok(())
+    }
+
+    async fn observe_rules(
+        &self,
+        _: &str,
+        tables: &BTreeSet<OwnTable>,
+        towards: &[IpAddr],
+    ) -> Result<ObservedRules, KernelError> {
+        let state = self.reading("observe rules")?;
+        Ok(ObservedRules {
+            rules: state.rules.clone(),
+            taken: state
+                .taken
+                .iter()
+                .filter(|(table, _)| tables.contains(table))
+                .map(|(k, v)| (*k, v.clone()))
+                .collect(),
+            uids: UIDS,
+            strict: if towards.is_empty() { BTreeSet::new() } else { state.strict.clone() },
+        })
+    }
+
+    async fn add_rules(&self, rules: &[Rule]) -> Result<(), KernelError> {
+        self.change("add rules")?.rules.extend(rules.iter().cloned());
+        Ok(())
+    }
+
+    async fn remove_rules(&self, rules: &[Rule]) -> Result<(), KernelError> {
+        self.change("remove rules")?.rules.retain(|rule| !rules.contains(rule));
+        Ok(())
+    }
+
+    async fn add_apart(&self, _: &str, routes: &[IpNet]) -> Result<(), KernelError> {
+        let mut state = self.change("add apart")?;
+        let link = state.link.as_mut().filter(|link| link.up).ok_or_else(|| no_device("add apart"))?;
+        link.apart.extend(routes);
+        Ok(())
+    }
+
+    async fn remove_apart(&self, _: &str, routes: &[IpNet]) -> Result<(), KernelError> {
+        let mut state = self.change("remove apart")?;
+        let link = state.link.as_mut().ok_or_else(|| no_device("remove apart"))?;
+        link.apart.retain(|route| !routes.contains(route));
         Ok(())
     }
 }

@@ -7,12 +7,13 @@ pub(crate) mod fake;
 pub mod network;
 pub mod nft;
 mod rtnl;
+pub mod rules;
 pub mod wireguard;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::time::SystemTime;
 
@@ -21,6 +22,8 @@ use ipnet::IpNet;
 
 use crate::policy::Table;
 use crate::types::{PresharedKey, PrivateKey, PublicKey};
+
+use rules::{ObservedRules, OwnTable, Rule};
 
 /// A kernel operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -100,6 +103,8 @@ pub struct ObservedDevice {
     pub public_key: Option<PublicKey>,
     /// UDP port it listens on.
     pub listen_port: u16,
+    /// The mark that its packets bear; [`rules::MARK`] once it is configured.
+    pub mark: u32,
     /// Its peers.
     pub peers: BTreeMap<PublicKey, ObservedPeer>,
 }
@@ -141,7 +146,7 @@ pub trait WireGuard: Send + Sync {
     async fn ensure(&self) -> Result<Ensured, KernelError>;
     /// Reads the device; `None` if there is no such interface.
     async fn observe(&self) -> Result<Option<ObservedDevice>, KernelError>;
-    /// Sets what belongs to the device as a whole. Peers are not touched.
+    /// Sets what belongs to the device as a whole, and that its packets bear [`rules::MARK`]. Peers are not touched.
     async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError>;
     /// Applies changes of peers, in order, in as few messages as possible.
     async fn apply(&self, changes: &[PeerChange]) -> Result<(), KernelError>;
@@ -166,6 +171,8 @@ pub struct ObservedLink {
     pub addresses: BTreeSet<IpNet>,
     /// Routes of the main table through it that the kernel did not make by itself.
     pub routes: BTreeSet<IpNet>,
+    /// Those of plexd's own tables.
+    pub apart: BTreeSet<IpNet>,
 }
 
 /// A route that could not be added because somebody else's is there.
@@ -194,6 +201,22 @@ pub trait Network: Send + Sync {
     async fn add_routes(&self, interface: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError>;
     /// Removes routes through the interface; one that is not there is no error.
     async fn remove_routes(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError>;
+    /// Reads plexd's routing rules; whether `tables` can be had; and which interfaces towards the addresses in `towards`
+    /// would not take answers from there while those tables lead elsewhere.
+    async fn observe_rules(
+        &self,
+        interface: &str,
+        tables: &BTreeSet<OwnTable>,
+        towards: &[IpAddr],
+    ) -> Result<ObservedRules, KernelError>;
+    /// Adds routing rules; one that is there is no error.
+    async fn add_rules(&self, rules: &[Rule]) -> Result<(), KernelError>;
+    /// Removes routing rules of plexd's; one that is not there is no error.
+    async fn remove_rules(&self, rules: &[Rule]) -> Result<(), KernelError>;
+    /// Adds routes through the interface to plexd's own tables; one that is there is no error.
+    async fn add_apart(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError>;
+    /// Removes routes through the interface from plexd's own tables; one that is not there is no error.
+    async fn remove_apart(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError>;
 }
 
 /// The table `inet plexd` as it is, compared with what it should be.

@@ -1,5 +1,5 @@
-//! Links, addresses and routes over rtnetlink. Touches the main routing table and only routes through the interface it
-//! is given; never replaces a route.
+//! Links, addresses and routes over rtnetlink. Touches the main routing table and plexd's own ([`super::rules`]), and only
+//! routes through the interface it is given; never replaces a route.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -17,11 +17,15 @@ use rtnetlink::packet_route::route::{
 };
 
 use super::rtnl::{self, Link, Rtnl, into_io, within};
+use super::rules::{ObservedRules, OwnTable, Rule, Uids};
 use super::{KernelError, Network, ObservedLink, RouteConflict};
 
 /// `rtm_protocol` of the routes plexd adds, by which an administrator tells them from others (`ip route show proto
 /// 112`). 112 is `p`; `/etc/iproute2/rt_protos` gives it to nobody.
 pub const ROUTE_PROTOCOL: u8 = 112;
+
+/// Number of the main routing table.
+const MAIN: u32 = RouteHeader::RT_TABLE_MAIN as u32;
 
 /// Requests under way at a time. The kernel's answers wait in the socket's receive buffer, which holds some 270.
 const IN_FLIGHT: usize = 64;
@@ -29,7 +33,9 @@ const IN_FLIGHT: usize = 64;
 /// [`Network`] of the kernel, in the network namespace of the thread that created it.
 #[derive(Debug)]
 pub struct RtNetlink {
-    rtnl: Rtnl,
+    pub(super) rtnl: Rtnl,
+    /// Whom rules leave out: the user that this process is when it creates this.
+    pub(super) uids: Uids,
 }
 
 impl RtNetlink {
@@ -39,7 +45,9 @@ impl RtNetlink {
     /// If the kernel refuses the socket.
     pub fn new() -> Result<Self, KernelError> {
         let rtnl = Rtnl::new().map_err(|error| KernelError::new("open", "an rtnetlink socket", error))?;
-        Ok(Self { rtnl })
+        let uids =
+            Uids::of_process().map_err(|error| KernelError::new("read", "/proc/self/uid_map", error))?;
+        Ok(Self { rtnl, uids })
     }
 
     /// Looks the interface up for `operation`, for which it must be there.
@@ -58,29 +66,48 @@ impl RtNetlink {
         Ok(addresses.filter(|address| !is_link_local(address)).collect())
     }
 
-    /// Dumps the main routing table of one address family, of one interface or of all.
-    async fn routes(&self, family: AddressFamily, through: Option<u32>) -> io::Result<Vec<RouteMessage>> {
-        let mut filter = RouteMessage::default();
-        filter.header.address_family = family;
-        filter.header.table = RouteHeader::RT_TABLE_MAIN;
-        filter.attributes.extend(through.map(RouteAttribute::Oif));
-        let request = self.rtnl.handle()?.route().get(filter);
+    /// Dumps the routes of one address family that `filter` lets the kernel tell.
+    async fn dump(&self, family: AddressFamily, filter: &[RouteAttribute]) -> io::Result<Vec<RouteMessage>> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.attributes = filter.to_vec();
+        let request = self.rtnl.handle()?.route().get(message);
         let mut routes: Vec<RouteMessage> =
             within(async { request.execute().try_collect().await.map_err(into_io) }).await?;
         // A kernel without IPv6 answers a dump of its routes with all it has.
-        routes.retain(|route| {
-            route.header.address_family == family && table_of(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
-        });
+        routes.retain(|route| route.header.address_family == family);
         Ok(routes)
     }
 
-    async fn own_routes(&self, index: u32) -> io::Result<BTreeSet<IpNet>> {
-        let mut own = BTreeSet::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            let routes = self.routes(family, Some(index)).await?;
-            own.extend(routes.iter().filter(|route| is_own(route, index)).filter_map(destination_of));
+    /// Dumps a routing table of one address family.
+    pub(super) async fn table(&self, family: AddressFamily, table: u32) -> io::Result<Vec<RouteMessage>> {
+        match self.dump(family, &[RouteAttribute::Table(table)]).await {
+            Ok(mut routes) => {
+                routes.retain(|route| table_of(route) == table);
+                Ok(routes)
+            }
+            // A table is made with its first route.
+            Err(error) if rtnl::is(&error, Errno::ENOENT) => Ok(Vec::new()),
+            Err(error) => Err(error),
         }
-        Ok(own)
+    }
+
+    /// Returns the destinations of the interface's routes, those of the main table and those of plexd's own.
+    async fn own_routes(&self, index: u32) -> io::Result<(BTreeSet<IpNet>, BTreeSet<IpNet>)> {
+        let (mut main, mut apart) = (BTreeSet::new(), BTreeSet::new());
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let routes = self.dump(family, &[RouteAttribute::Oif(index)]).await?;
+            for route in routes.iter().filter(|route| is_own(route, index)) {
+                let Some(destination) = destination_of(route) else { continue };
+                let table = table_of(route);
+                if table == MAIN {
+                    main.insert(destination);
+                } else if table == OwnTable::of(&destination).number() {
+                    apart.insert(destination);
+                }
+            }
+        }
+        Ok((main, apart))
     }
 
     /// Maps those of `destinations` to which a route leads that does not go through the interface `index` to the
@@ -94,7 +121,7 @@ impl RtNetlink {
                 .map(IpNet::trunc)
                 .collect();
             if !destinations.is_empty() {
-                let mut routes = self.routes(family, None).await?;
+                let mut routes = self.table(family, MAIN).await?;
                 routes.retain(|route| {
                     !route.attributes.contains(&RouteAttribute::Oif(index))
                         && destination_of(route).is_some_and(|to| destinations.contains(&to))
@@ -118,18 +145,93 @@ impl RtNetlink {
         Ok(conflicts)
     }
 
-    async fn add_route(&self, index: u32, destination: IpNet) -> io::Result<()> {
-        let request = self.rtnl.handle()?.route().add(route_to_add(&destination, index));
+    async fn add_route(&self, index: u32, destination: IpNet, table: u32) -> io::Result<()> {
+        let request = self.rtnl.handle()?.route().add(route_to_add(&destination, index, table));
         within(async { request.execute().await.map_err(into_io) }).await
     }
 
-    async fn remove_route(&self, index: u32, destination: IpNet) -> io::Result<()> {
-        let request = self.rtnl.handle()?.route().del(route_to_remove(&destination, index));
+    async fn remove_route(&self, index: u32, destination: IpNet, table: u32) -> io::Result<()> {
+        let request = self.rtnl.handle()?.route().del(route_to_remove(&destination, index, table));
         match within(async { request.execute().await.map_err(into_io) }).await {
             Err(error) if rtnl::is(&error, Errno::ESRCH) => Ok(()),
             result => result,
         }
     }
+
+    /// Adds routes, each to the table that `table` says, and returns those that were there already. One that cannot be
+    /// added keeps none of the others out.
+    async fn add_each(
+        &self,
+        (interface, index): (&str, u32),
+        routes: Vec<IpNet>,
+        table: impl Fn(&IpNet) -> u32,
+    ) -> Result<Vec<IpNet>, KernelError> {
+        let table = &table;
+        let mut results = stream::iter(routes)
+            .map(|to| async move { (to, self.add_route(index, to, table(&to)).await) })
+            .buffer_unordered(IN_FLIGHT);
+        let mut there = Vec::new();
+        let mut first_error = None;
+        while let Some((destination, result)) = results.next().await {
+            match result {
+                Ok(()) => {}
+                Err(error) if rtnl::is(&error, Errno::EEXIST) => there.push(destination),
+                Err(error) => {
+                    first_error.get_or_insert((destination, error));
+                }
+            }
+        }
+        let Some((destination, error)) = first_error else { return Ok(there) };
+        Err(KernelError::new("add route", format!("{destination} through {interface}"), error))
+    }
+
+    /// Removes routes, each from the table that `table` says.
+    async fn remove_each(
+        &self,
+        interface: &str,
+        routes: &[IpNet],
+        table: impl Fn(&IpNet) -> u32,
+    ) -> Result<(), KernelError> {
+        let link = self.rtnl.link(interface).await;
+        let link = link.map_err(|error| KernelError::new("remove routes through", interface, error))?;
+        // The routes went with the interface.
+        let Some(Link { index, .. }) = link else { return Ok(()) };
+        let table = &table;
+        let mut results = stream::iter(routes.iter().copied())
+            .map(|to| async move { (to, self.remove_route(index, to, table(&to)).await) })
+            .buffer_unordered(IN_FLIGHT);
+        let mut first_error = None;
+        while let Some((destination, result)) = results.next().await {
+            if let Err(error) = result {
+                first_error.get_or_insert((destination, error));
+            }
+        }
+        let Some((destination, error)) = first_error else { return Ok(()) };
+        Err(KernelError::new("remove route", format!("{destination} through {interface}"), error))
+    }
+}
+
+/// Returns the number of plexd's own table for a route.
+fn own_table(destination: &IpNet) -> u32 {
+    OwnTable::of(destination).number()
+}
+
+/// Runs a change for each rule; one that fails keeps none of the others out. Returns the first error.
+async fn each<'a, F>(
+    operation: &'static str,
+    rules: &'a [Rule],
+    change: impl Fn(&'a Rule) -> F,
+) -> Result<(), KernelError>
+where
+    F: Future<Output = io::Result<()>>,
+{
+    let mut first_error = None;
+    for rule in rules {
+        if let Err(error) = change(rule).await {
+            first_error.get_or_insert(KernelError::new(operation, rule, error));
+        }
+    }
+    first_error.map_or(Ok(()), Err)
 }
 
 #[async_trait]
@@ -137,12 +239,9 @@ impl Network for RtNetlink {
     async fn observe(&self, interface: &str) -> Result<Option<ObservedLink>, KernelError> {
         let failed = |error| KernelError::new("read", interface, error);
         let Some(link) = self.rtnl.link(interface).await.map_err(failed)? else { return Ok(None) };
-        Ok(Some(ObservedLink {
-            up: link.up,
-            mtu: link.mtu,
-            addresses: self.addresses(link.index).await.map_err(failed)?,
-            routes: self.own_routes(link.index).await.map_err(failed)?,
-        }))
+        let addresses = self.addresses(link.index).await.map_err(failed)?;
+        let (routes, apart) = self.own_routes(link.index).await.map_err(failed)?;
+        Ok(Some(ObservedLink { up: link.up, mtu: link.mtu, addresses, routes, apart }))
     }
 
     async fn bring_up(&self, interface: &str, mtu: u32) -> Result<(), KernelError> {
@@ -200,46 +299,41 @@ impl Network for RtNetlink {
         let mut taken = self.foreign(index, routes).await.map_err(failed)?;
         let free: Vec<IpNet> =
             routes.iter().filter(|route| !taken.contains_key(&route.trunc())).copied().collect();
-        let mut results = stream::iter(free)
-            .map(|destination| async move { (destination, self.add_route(index, destination).await) })
-            .buffer_unordered(IN_FLIGHT);
-        let mut there = Vec::new();
-        let mut first_error = None;
-        // One route that cannot be added keeps none of the others out.
-        while let Some((destination, result)) = results.next().await {
-            match result {
-                Ok(()) => {}
-                Err(error) if rtnl::is(&error, Errno::EEXIST) => there.push(destination),
-                Err(error) => {
-                    first_error.get_or_insert((destination, error));
-                }
-            }
-        }
-        if let Some((destination, error)) = first_error {
-            let object = format!("{destination} through {interface}");
-            return Err(KernelError::new("add route", object, error));
-        }
+        let there = self.add_each((interface, index), free, |_| MAIN).await?;
         // Through our interface, unless somebody added one since.
         taken.extend(self.foreign(index, &there).await.map_err(failed)?);
         self.conflicts(taken).await.map_err(failed)
     }
 
     async fn remove_routes(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError> {
-        let link = self.rtnl.link(interface).await;
-        let link = link.map_err(|error| KernelError::new("remove routes through", interface, error))?;
-        // The routes went with the interface.
-        let Some(Link { index, .. }) = link else { return Ok(()) };
-        let mut results = stream::iter(routes.iter().copied())
-            .map(|destination| async move { (destination, self.remove_route(index, destination).await) })
-            .buffer_unordered(IN_FLIGHT);
-        let mut first_error = None;
-        while let Some((destination, result)) = results.next().await {
-            if let Err(error) = result {
-                first_error.get_or_insert((destination, error));
-            }
-        }
-        let Some((destination, error)) = first_error else { return Ok(()) };
-        Err(KernelError::new("remove route", format!("{destination} through {interface}"), error))
+        self.remove_each(interface, routes, |_| MAIN).await
+    }
+
+    async fn observe_rules(
+        &self,
+        interface: &str,
+        tables: &BTreeSet<OwnTable>,
+        towards: &[IpAddr],
+    ) -> Result<ObservedRules, KernelError> {
+        let rules = self.read_rules(interface, tables, towards).await;
+        rules.map_err(|error| KernelError::new("read", "the routing rules", error))
+    }
+
+    async fn add_rules(&self, rules: &[Rule]) -> Result<(), KernelError> {
+        each("add routing rule", rules, |rule| self.add_rule(rule)).await
+    }
+
+    async fn remove_rules(&self, rules: &[Rule]) -> Result<(), KernelError> {
+        each("remove routing rule", rules, |rule| self.remove_rule(rule)).await
+    }
+
+    async fn add_apart(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError> {
+        let index = self.require("add routes through", interface).await?.index;
+        self.add_each((interface, index), routes.to_vec(), own_table).await.map(|_there| ())
+    }
+
+    async fn remove_apart(&self, interface: &str, routes: &[IpNet]) -> Result<(), KernelError> {
+        self.remove_each(interface, routes, own_table).await
     }
 }
 
@@ -279,7 +373,7 @@ fn table_of(route: &RouteMessage) -> u32 {
 }
 
 /// Destination of a route, with no host bits; the default route of its family if it has none.
-fn destination_of(route: &RouteMessage) -> Option<IpNet> {
+pub(super) fn destination_of(route: &RouteMessage) -> Option<IpNet> {
     let address = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::from(*address)),
         RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::from(*address)),
@@ -293,7 +387,7 @@ fn destination_of(route: &RouteMessage) -> Option<IpNet> {
 }
 
 /// Interface a route goes through, the first one of several.
-fn interface_of(route: &RouteMessage) -> Option<u32> {
+pub(super) fn interface_of(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         RouteAttribute::MultiPath(hops) => hops.first().map(|hop| hop.interface_index),
@@ -310,7 +404,7 @@ fn metric_of(route: &RouteMessage) -> u32 {
 }
 
 /// Whether the route goes through the interface `index` alone and was not made by the kernel itself.
-fn is_own(route: &RouteMessage, index: u32) -> bool {
+pub(super) fn is_own(route: &RouteMessage, index: u32) -> bool {
     route.header.kind == RouteType::Unicast
         && route.header.protocol != RouteProtocol::Kernel
         && route.attributes.contains(&RouteAttribute::Oif(index))
@@ -335,18 +429,20 @@ fn owners_of(routes: &[RouteMessage]) -> BTreeMap<IpNet, Option<u32>> {
     preferred.into_iter().map(|(destination, (_, interface))| (destination, interface)).collect()
 }
 
-fn route_through(destination: &IpNet, index: u32) -> RouteMessage {
+fn route_through(destination: &IpNet, index: u32, table: u32) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header.address_family = family_of(destination);
     message.header.destination_prefix_length = destination.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.attributes =
-        vec![RouteAttribute::Destination(destination.network().into()), RouteAttribute::Oif(index)];
+    message.attributes = vec![
+        RouteAttribute::Destination(destination.network().into()),
+        RouteAttribute::Oif(index),
+        RouteAttribute::Table(table),
+    ];
     message
 }
 
-fn route_to_add(destination: &IpNet, index: u32) -> RouteMessage {
-    let mut message = route_through(destination, index);
+fn route_to_add(destination: &IpNet, index: u32, table: u32) -> RouteMessage {
+    let mut message = route_through(destination, index, table);
     message.header.protocol = RouteProtocol::Other(ROUTE_PROTOCOL);
     message.header.kind = RouteType::Unicast;
     message.header.scope = match destination {
@@ -357,8 +453,8 @@ fn route_to_add(destination: &IpNet, index: u32) -> RouteMessage {
 }
 
 /// Matches whatever route goes there through the interface: scope "nowhere" and kind 0 are the kernel's "any".
-fn route_to_remove(destination: &IpNet, index: u32) -> RouteMessage {
-    let mut message = route_through(destination, index);
+fn route_to_remove(destination: &IpNet, index: u32, table: u32) -> RouteMessage {
+    let mut message = route_through(destination, index, table);
     message.header.scope = RouteScope::NoWhere;
     message
 }
@@ -372,7 +468,7 @@ mod tests {
     }
 
     fn route(destination: &str, index: u32, metric: u32) -> RouteMessage {
-        let mut message = route_to_add(&net(destination), index);
+        let mut message = route_to_add(&net(destination), index, MAIN);
         message.attributes.push(RouteAttribute::Priority(metric));
         message
     }
@@ -382,7 +478,10 @@ mod tests {
         for (destination, expected) in
             [("10.1.2.3/16", "10.1.0.0/16"), ("fd00::1/64", "fd00::/64"), ("0.0.0.0/0", "0.0.0.0/0")]
         {
-            assert_eq!(destination_of(&route_to_add(&net(destination), 3)), Some(net(expected)));
+            assert_eq!(
+                destination_of(&route_to_add(&net(destination), 3, own_table(&net(destination)))),
+                Some(net(expected))
+            );
         }
     }
 

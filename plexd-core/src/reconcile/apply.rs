@@ -103,6 +103,10 @@ impl Kernel {
                 Ok(())
             }
             Step::RemoveRoutes(routes) => self.network.remove_routes(interface, routes).await,
+            Step::AddRules(rules) => self.network.add_rules(rules).await,
+            Step::RemoveRules(rules) => self.network.remove_rules(rules).await,
+            Step::AddApart(routes) => self.network.add_apart(interface, routes).await,
+            Step::RemoveApart(routes) => self.network.remove_apart(interface, routes).await,
         }
     }
 }
@@ -116,14 +120,18 @@ fn taking_away(step: Step) -> Option<Step> {
                 changes.into_iter().filter(|change| matches!(change, PeerChange::Remove(_))).collect();
             (!removals.is_empty()).then_some(Step::Peers(removals))
         }
-        Step::RemoveRoutes(_) | Step::RemoveAddress(_) => Some(step),
+        Step::RemoveRoutes(_) | Step::RemoveApart(_) | Step::RemoveRules(_) | Step::RemoveAddress(_) => {
+            Some(step)
+        }
         Step::ReplacePolicy
         | Step::RemovePolicy
         | Step::CreateInterface
         | Step::Configure
         | Step::AddAddress(_)
         | Step::BringUp
-        | Step::AddRoutes(_) => None,
+        | Step::AddRoutes(_)
+        | Step::AddApart(_)
+        | Step::AddRules(_) => None,
     }
 }
 

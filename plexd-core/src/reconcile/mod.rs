@@ -1,6 +1,7 @@
 //! The reconciler: the only owner of the kernel. It observes what is there, plans what differs from what is wanted, and
 //! takes those steps and no others ([`wanted`], [`plan`]: pure; [`apply`]: the only code that changes the kernel).
 
+mod apart;
 mod apply;
 pub mod drift;
 mod names;
@@ -9,6 +10,8 @@ mod plan;
 mod status;
 mod wanted;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -23,6 +26,7 @@ use crate::state::Desired;
 use crate::status::{Board, Subsystem};
 use crate::supervisor::Shutdown;
 
+use apart::Apart;
 use drift::Correction;
 use names::Names;
 use plan::{Memory, Observed, Reading};
@@ -109,6 +113,8 @@ pub struct Reconciler {
     kernel: Kernel,
     backend_reason: String,
     wiring: Wiring,
+    /// Addresses that this process speaks to.
+    outside: watch::Receiver<Arc<BTreeSet<IpAddr>>>,
     requests: mpsc::Receiver<Request>,
     names: Names,
     goal: Option<Goal>,
@@ -150,6 +156,7 @@ impl Reconciler {
             kernel,
             backend_reason,
             wiring,
+            outside: watch::channel(Arc::default()).1,
             requests,
             names: Names::default(),
             goal: None,
@@ -160,6 +167,13 @@ impl Reconciler {
             last_success: None,
         };
         (Mesh { requests: sender }, reconciler)
+    }
+
+    /// Keeps the addresses that this process itself speaks to out of the mesh, whatever is routed there.
+    #[must_use]
+    pub fn keeping_outside(mut self, outside: watch::Receiver<Arc<BTreeSet<IpAddr>>>) -> Self {
+        self.outside = outside;
+        self
     }
 
     /// Brings the kernel to the last known state; to be awaited before the node says it is ready.
@@ -177,6 +191,7 @@ impl Reconciler {
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Ok(()) = self.wiring.desired.changed() => self.reconcile(Cause::Change).await,
+                Ok(()) = self.outside.changed() => self.reconcile(Cause::Change).await,
                 Ok(()) = self.wiring.identity.changed() => self.reconcile(Cause::Start).await,
                 _ = period.tick() => self.reconcile(Cause::Check).await,
                 Some(()) = self.wiring.kernel_changes.recv() => {
@@ -211,7 +226,8 @@ impl Reconciler {
             self.take_up_news();
         }
         let Some(Goal { identity, desired }) = self.goal.clone() else { return };
-        let wanted = self.wanted(&desired, &identity);
+        let mut wanted = self.wanted(&desired, &identity);
+        wanted.outside.clone_from(&self.outside.borrow_and_update());
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
         let now = SystemTime::now();
@@ -220,6 +236,7 @@ impl Reconciler {
         self.names.ask_for(&desired, |peer| {
             cause == Cause::Check && wanted.peers.contains_key(peer) && !plan::is_heard(&observed, peer, now)
         });
+        self.report_blocked(&plan.blocked);
         let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
         errors.extend(outcome.errors);
         self.report(&errors, &outcome.conflicts, outcome.without_log);
@@ -288,8 +305,21 @@ impl Reconciler {
         let empty = crate::policy::Table::default();
         let table = keep(self.kernel.firewall.observe(wanted.table.as_ref().unwrap_or(&empty)).await);
         let device = reading(self.kernel.wireguard.observe().await, errors);
-        let link = reading(self.kernel.network.observe(&self.config.mesh.interface).await, errors);
-        Observed { table, device, link }
+        let interface = &self.config.mesh.interface;
+        let link = reading(self.kernel.network.observe(interface).await, errors);
+        let there = match &device {
+            Reading::There(device) => Some(device),
+            Reading::Absent | Reading::Unreadable => None,
+        };
+        let apart = Apart::of(wanted, apart::heard(there, &[]));
+        let rules = self.kernel.network.observe_rules(interface, &apart.tables(), &apart.towards).await;
+        let rules = reading(rules.map(Some), errors);
+        Observed { table, device, link, rules }
+    }
+
+    fn report_blocked(&self, blocked: &[String]) {
+        let shown = blocked.iter().take(3).cloned().collect::<Vec<_>>().join("; ");
+        self.wiring.board.set(Subsystem::Mesh, "apart", (!shown.is_empty()).then_some(shown));
     }
 
     fn report(&self, errors: &[KernelError], conflicts: &[crate::kernel::RouteConflict], without_log: bool) {
@@ -344,14 +374,26 @@ impl Reconciler {
             self.names.ask_for(&Desired::default(), |_| false);
             self.wiring.board.clear(Subsystem::Policy, "compile");
             self.report(&[], &[], false);
+            self.report_blocked(&[]);
         }
         removed
     }
 
-    /// Takes the interface down, then the policy: never the policy of an interface that is still there.
+    /// Takes the interface down, then the policy: never the policy of an interface that is still there. The routes went
+    /// with the interface, the rules that led to them go by themselves.
     async fn tear_down(&mut self) -> Result<(), KernelError> {
         self.kernel.wireguard.remove().await?;
-        self.kernel.firewall.remove().await
+        let rules = self.remove_rules().await;
+        self.kernel.firewall.remove().await.and(rules)
+    }
+
+    async fn remove_rules(&self) -> Result<(), KernelError> {
+        let network = &self.kernel.network;
+        let observed = network.observe_rules(&self.config.mesh.interface, &BTreeSet::new(), &[]).await?;
+        if observed.rules.is_empty() {
+            return Ok(());
+        }
+        network.remove_rules(&Vec::from_iter(observed.rules)).await
     }
 
     async fn status(&self) -> MeshStatus {

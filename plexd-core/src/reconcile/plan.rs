@@ -7,8 +7,10 @@ use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 
+use super::apart::{self, Apart};
 use super::drift::{Correction, Kind};
 use super::wanted::{Wanted, WantedPeer};
+use crate::kernel::rules::{MARK, ObservedRules, Rule};
 use crate::kernel::{ObservedDevice, ObservedLink, ObservedPeer, ObservedTable, PeerChange, PeerConfig};
 use crate::types::PublicKey;
 
@@ -25,6 +27,8 @@ pub(super) struct Observed {
     pub device: Reading<ObservedDevice>,
     /// The interface.
     pub link: Reading<ObservedLink>,
+    /// The routing rules.
+    pub rules: Reading<ObservedRules>,
 }
 
 /// What reading a part of the kernel gave. Missing is not unreadable: what cannot be read is left as it is.
@@ -64,6 +68,14 @@ pub enum Step {
     AddRoutes(Vec<IpNet>),
     /// Remove routes.
     RemoveRoutes(Vec<IpNet>),
+    /// Add routing rules.
+    AddRules(Vec<Rule>),
+    /// Remove routing rules.
+    RemoveRules(Vec<Rule>),
+    /// Add routes that are kept apart from the main table.
+    AddApart(Vec<IpNet>),
+    /// Remove such routes.
+    RemoveApart(Vec<IpNet>),
 }
 
 /// A step and what it corrects, in the words of the drift report.
@@ -82,6 +94,8 @@ pub struct Plan {
     pub steps: Vec<Planned>,
     /// Whether the interface is up with no policy in front of it, so that it must go down if policy cannot be put in place.
     pub exposed: bool,
+    /// What somebody else has to change before all is as wanted.
+    pub blocked: Vec<String>,
     /// When the peers that take another's place were heard under the key they had.
     heard: BTreeMap<PublicKey, SystemTime>,
 }
@@ -128,21 +142,22 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed, memory: &Memory, now: S
     plan.device(wanted, device);
     let mut peers = peers(wanted, device, memory, now);
     plan.heard.append(&mut peers.heard);
+    let apart = Apart::of(wanted, apart::heard(device, &peers.changes));
     if has_another_key(wanted, device) {
         plan.rekey(peers);
     } else if !peers.changes.is_empty() {
         plan.add(Step::Peers(peers.changes), peers.corrections);
     }
     match &observed.link {
-        Reading::There(link) => plan.link(wanted, link),
-        Reading::Absent => plan.link(wanted, &ObservedLink::default()),
+        Reading::There(link) => plan.link(wanted, link, (&apart, observed)),
+        Reading::Absent => plan.link(wanted, &ObservedLink::default(), (&apart, observed)),
         Reading::Unreadable => {}
     }
     plan
 }
 
 impl Plan {
-    fn add(&mut self, step: Step, corrections: Vec<Correction>) {
+    pub(super) fn add(&mut self, step: Step, corrections: Vec<Correction>) {
         self.steps.push(Planned { step, corrections });
     }
 
@@ -178,8 +193,14 @@ impl Plan {
         if has_another_key(wanted, observed) {
             return;
         }
-        if device.public_key.is_none() || device.listen_port != wanted.device.listen_port {
-            let what = if device.public_key.is_none() { "no private key" } else { "another listen port" };
+        let what = if device.public_key.is_none() {
+            Some("no private key")
+        } else if device.listen_port != wanted.device.listen_port {
+            Some("another listen port")
+        } else {
+            (device.mark != MARK).then_some("another fwmark")
+        };
+        if let Some(what) = what {
             self.add_one(Step::Configure, Kind::InterfaceRestored, format!("the interface had {what}"));
         }
     }
@@ -192,7 +213,7 @@ impl Plan {
         self.add(Step::Rekey(peers.changes), corrections);
     }
 
-    fn link(&mut self, wanted: &Wanted, link: &ObservedLink) {
+    fn link(&mut self, wanted: &Wanted, link: &ObservedLink, (apart, observed): (&Apart, &Observed)) {
         for address in link.addresses.iter().filter(|address| **address != wanted.address) {
             let detail = format!("address {address} was there and should not be");
             self.add_one(Step::RemoveAddress(*address), Kind::AddressRestored, detail);
@@ -205,13 +226,15 @@ impl Plan {
             let what = if link.up { "had another MTU" } else { "was down" };
             self.add_one(Step::BringUp, Kind::InterfaceRestored, format!("the interface {what}"));
         }
-        let missing: Vec<IpNet> = wanted.routes.difference(&link.routes).copied().collect();
+        let routes = apart.main(wanted);
+        let departing = self.apart(apart, observed);
+        let missing: Vec<IpNet> = routes.difference(&link.routes).copied().collect();
         if !missing.is_empty() {
             let detail = |route| Correction::new(Kind::RouteAdded, format!("route {route} was missing"));
             let corrections = missing.iter().map(detail).collect();
             self.add(Step::AddRoutes(missing), corrections);
         }
-        let stale: Vec<IpNet> = link.routes.difference(&wanted.routes).copied().collect();
+        let stale: Vec<IpNet> = link.routes.difference(&routes).copied().collect();
         if !stale.is_empty() {
             let detail = |route| {
                 Correction::new(Kind::RouteRemoved, format!("route {route} was there and should not be"))
@@ -219,6 +242,7 @@ impl Plan {
             let corrections = stale.iter().map(detail).collect();
             self.add(Step::RemoveRoutes(stale), corrections);
         }
+        self.depart(departing);
     }
 }
 
@@ -364,4 +388,4 @@ fn difference(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

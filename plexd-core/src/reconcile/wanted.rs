@@ -1,7 +1,7 @@
 //! What the kernel should have: the desired state, cut down to what concerns this node, and free of contradictions. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -26,6 +26,8 @@ pub struct Wanted {
     pub peers: BTreeMap<PublicKey, WantedPeer>,
     /// Destinations that are routed through the interface.
     pub routes: BTreeSet<IpNet>,
+    /// Addresses that plexd-core itself speaks to, which are never reached through it.
+    pub outside: BTreeSet<IpAddr>,
     /// The firewall; `None` when policy is disabled.
     pub table: Option<Table>,
     /// Peers that are wanted and not configured, or not as wanted, and why.
@@ -82,6 +84,7 @@ impl Input<'_> {
             address: IpNet::from(self.identity.mesh_ip),
             peers: BTreeMap::new(),
             routes: BTreeSet::new(),
+            outside: BTreeSet::new(),
             table,
             problems: BTreeMap::new(),
         };
@@ -147,15 +150,7 @@ impl Input<'_> {
                     }
                 }
             }
-            for net in &allowed_ips {
-                if net.prefix_len() == 0 {
-                    let problem =
-                        format!("allowed IP {net} covers everything and is not routed in this version");
-                    wanted.problems.insert(peer.id.clone(), problem);
-                } else {
-                    wanted.routes.insert(*net);
-                }
-            }
+            wanted.routes.extend(&allowed_ips);
             let endpoint = match &peer.endpoint {
                 Some(Endpoint::Address(address)) => Some(*address),
                 Some(name) => self.resolved.get(name).copied(),

@@ -16,6 +16,7 @@ use wireguard_control::{self as control, DeviceUpdate, InterfaceName, Key, PeerC
 use zeroize::Zeroize;
 
 use crate::kernel::rtnl::{self, Rtnl, within};
+use crate::kernel::rules::MARK;
 use crate::kernel::{
     Backend, DeviceConfig, Ensured, KernelError, ObservedDevice, ObservedPeer, PeerChange, PeerConfig,
     WireGuard,
@@ -154,6 +155,7 @@ impl WireGuard for KernelWireGuard {
             DeviceUpdate::new()
                 .set_private_key(Key(*config.private_key.as_bytes()))
                 .set_listen_port(config.listen_port)
+                .set_fwmark(MARK)
         };
         self.update(update).await.map_err(self.failed("configure"))
     }
@@ -178,6 +180,7 @@ impl WireGuard for KernelWireGuard {
             DeviceUpdate::new()
                 .set_private_key(Key(*config.private_key.as_bytes()))
                 .set_listen_port(config.listen_port)
+                .set_fwmark(MARK)
                 .add_peers(&peers)
         };
         self.update(update).await.map_err(self.failed("change the key of"))
@@ -264,6 +267,7 @@ fn observed(mut device: control::Device) -> ObservedDevice {
     ObservedDevice {
         public_key: device.public_key.map(|key| PublicKey::from_bytes(key.0)),
         listen_port: device.listen_port.unwrap_or(0),
+        mark: device.fwmark.unwrap_or(0),
         peers: merged(device.peers),
     }
 }

@@ -110,9 +110,12 @@ fn error_text(errno: i32) -> String {
 }
 
 fn device_text(device: &ObservedDevice) -> String {
+    // Writing to a String cannot fail.
     let mut text = format!("listen_port={}\n", device.listen_port);
+    if device.mark != 0 {
+        let _ = writeln!(text, "fwmark={}", device.mark);
+    }
     for (key, peer) in &device.peers {
-        // Writing to a String cannot fail.
         let _ = write_peer(&mut text, key, peer);
     }
     text.push_str("errno=0\n\n");
@@ -161,6 +164,7 @@ mod tests {
         ObservedDevice {
             public_key: Some(PublicKey::from_bytes([1; 32])),
             listen_port: 51820,
+            mark: 0x1000,
             peers: [(PublicKey::from_bytes([0x0f; 32]), peer)].into(),
         }
     }
@@ -168,7 +172,7 @@ mod tests {
     #[test]
     fn the_device_is_told_without_its_secrets() {
         let expected = format!(
-            "listen_port=51820\npublic_key={}\nprotocol_version=1\nendpoint=[2001:db8::1]:51820\n\
+            "listen_port=51820\nfwmark=4096\npublic_key={}\nprotocol_version=1\nendpoint=[2001:db8::1]:51820\n\
              last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\ntx_bytes=2\nrx_bytes=1\n\
              persistent_keepalive_interval=25\nallowed_ip=10.0.0.2/32\nallowed_ip=fd00::/64\nerrno=0\n\n",
             "0f".repeat(32)

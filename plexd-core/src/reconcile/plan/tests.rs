@@ -7,7 +7,8 @@ use proptest::collection::{btree_map, btree_set};
 use proptest::prelude::*;
 
 use super::*;
-use crate::kernel::fake::State;
+use crate::kernel::fake::{State, UIDS};
+use crate::kernel::rules::OwnTable;
 use crate::kernel::{Counters, DeviceConfig};
 use crate::policy::Table;
 use crate::reconcile::tests::{key, nets};
@@ -33,7 +34,7 @@ fn at(text: &str) -> SocketAddr {
 }
 
 /// Two peers, one with everything, and what the kernel has when all of it is done.
-fn settled() -> (Wanted, Observed) {
+pub(in crate::reconcile) fn settled() -> (Wanted, Observed) {
     let config = |seed, psk: Option<u8>, endpoint: Option<&str>, allowed: &[&str]| PeerConfig {
         public_key: key(seed),
         preshared_key: psk.map(|psk| PresharedKey::from_bytes([psk; 32])),
@@ -53,12 +54,14 @@ fn settled() -> (Wanted, Observed) {
             .map(|(id, config)| (config.public_key, WantedPeer { id: id.parse().unwrap(), config }))
             .into(),
         routes: nets(&["10.100.0.2/32", "10.7.0.0/16", "10.100.0.3/32"]),
+        outside: BTreeSet::new(),
         table: Some(Table::default()),
         problems: BTreeMap::new(),
     };
     let device = ObservedDevice {
         public_key: Some(wanted.device.private_key.public()),
         listen_port: 51820,
+        mark: MARK,
         peers: wanted.peers.iter().map(|(key, peer)| (*key, as_observed(&peer.config))).collect(),
     };
     let link = ObservedLink {
@@ -66,8 +69,20 @@ fn settled() -> (Wanted, Observed) {
         mtu: 1420,
         addresses: BTreeSet::from([wanted.address]),
         routes: wanted.routes.clone(),
+        apart: BTreeSet::new(),
     };
-    (wanted, Observed { table: Some(same()), device: Reading::There(device), link: Reading::There(link) })
+    let device = Reading::There(device);
+    (wanted, Observed { table: Some(same()), device, link: Reading::There(link), rules: rules([]) })
+}
+
+/// What is observed of routing rules, with nobody else in the way.
+pub(in crate::reconcile) fn rules(there: impl IntoIterator<Item = Rule>) -> Reading<ObservedRules> {
+    Reading::There(ObservedRules {
+        rules: there.into_iter().collect(),
+        taken: BTreeMap::new(),
+        uids: UIDS,
+        strict: BTreeSet::new(),
+    })
 }
 
 fn as_observed(config: &PeerConfig) -> ObservedPeer {
@@ -128,7 +143,7 @@ fn where_nothing_differs_nothing_is_done() {
 #[test]
 fn on_an_empty_kernel_policy_comes_first_then_the_interface_and_it_is_up_before_its_routes() {
     let (wanted, _) = settled();
-    let observed = Observed { table: Some(ObservedTable::Absent), ..Observed::default() };
+    let observed = Observed { table: Some(ObservedTable::Absent), rules: rules([]), ..Observed::default() };
     let peers = wanted.peers.values().map(|peer| PeerChange::Set(peer.config.clone())).collect();
     let expected = [
         Step::ReplacePolicy,
@@ -181,7 +196,12 @@ fn policy_is_put_in_place_unless_it_is_there_and_taken_away_when_it_is_disabled(
 #[test]
 fn what_cannot_be_read_is_left_as_it_is() {
     let (wanted, settled_kernel) = settled();
-    let unreadable = Observed { table: None, device: Reading::Unreadable, link: Reading::Unreadable };
+    let unreadable = Observed {
+        table: None,
+        device: Reading::Unreadable,
+        link: Reading::Unreadable,
+        rules: Reading::Unreadable,
+    };
     assert_eq!(steps(&wanted, &unreadable), [Step::ReplacePolicy]);
     let mut link_unreadable = Observed { link: Reading::Unreadable, ..settled_kernel };
     assert_eq!(steps(&wanted, &link_unreadable), []);
@@ -360,8 +380,11 @@ fn a_peer_with_another_key_takes_the_place_of_the_old_one_where_that_was_heard()
 }
 
 /// Takes the steps as the kernel would.
-fn simulate(wanted: &Wanted, observed: &Observed, plan: Plan) -> Observed {
+pub(in crate::reconcile) fn simulate(wanted: &Wanted, observed: &Observed, plan: Plan) -> Observed {
     let mut state = State::default();
+    if let Reading::There(rules) = &observed.rules {
+        state.rules.clone_from(&rules.rules);
+    }
     if let Reading::There(device) = &observed.device {
         state.device = Some(device.clone());
         state.link = Some(ObservedLink::default());
@@ -382,11 +405,13 @@ fn simulate(wanted: &Wanted, observed: &Observed, plan: Plan) -> Observed {
                 let device = state.device.as_mut().unwrap();
                 device.public_key = Some(wanted.device.private_key.public());
                 device.listen_port = wanted.device.listen_port;
+                device.mark = MARK;
             }
             Step::Rekey(changes) => {
                 let device = state.device.as_mut().unwrap();
                 device.public_key = Some(wanted.device.private_key.public());
                 device.listen_port = wanted.device.listen_port;
+                device.mark = MARK;
                 state.apply(&changes).unwrap();
             }
             Step::Peers(changes) => state.apply(&changes).unwrap(),
@@ -398,20 +423,39 @@ fn simulate(wanted: &Wanted, observed: &Observed, plan: Plan) -> Observed {
             }
             Step::AddRoutes(routes) => assert_eq!(state.add_routes(&routes), Some(Vec::new())),
             Step::RemoveRoutes(routes) => state.link().routes.retain(|route| !routes.contains(route)),
+            Step::AddRules(rules) => state.rules.extend(rules),
+            Step::RemoveRules(rules) => state.rules.retain(|rule| !rules.contains(rule)),
+            Step::AddApart(routes) => state.link().apart.extend(routes),
+            Step::RemoveApart(routes) => state.link().apart.retain(|route| !routes.contains(route)),
         }
     }
+    let rules = match &observed.rules {
+        Reading::There(there) => Reading::There(ObservedRules { rules: state.rules, ..there.clone() }),
+        unknown => unknown.clone(),
+    };
     Observed {
         table,
         device: state.device.map_or(Reading::Absent, Reading::There),
         link: state.link.map_or(Reading::Absent, Reading::There),
+        rules,
     }
 }
 
-fn net() -> impl Strategy<Value = IpNet> {
+pub(in crate::reconcile) fn net() -> impl Strategy<Value = IpNet> {
     prop_oneof![
         (0_u8..12).prop_map(|host| IpNet::from(std::net::IpAddr::from([10, 100, 0, host]))),
         (0_u8..4).prop_map(|net| format!("10.{net}.0.0/16").parse().unwrap()),
         (0_u8..4).prop_map(|net| format!("fd00:{net}::/32").parse().unwrap()),
+        proptest::sample::select(vec![
+            "0.0.0.0/0",
+            "0.0.0.0/1",
+            "128.0.0.0/1",
+            "::/0",
+            "2000::/3",
+            "192.0.2.0/24"
+        ])
+        .prop_map(|net| net.parse().unwrap()),
+        (1_u8..4).prop_map(|host| IpNet::from(std::net::IpAddr::from([192, 0, 2, host]))),
     ]
 }
 
@@ -432,7 +476,7 @@ fn apart(peers: BTreeMap<u8, BTreeSet<IpNet>>) -> BTreeMap<u8, BTreeSet<IpNet>> 
 }
 
 prop_compose! {
-    fn any_wanted()(
+    pub(in crate::reconcile) fn any_wanted()(
         peers in btree_map(2_u8..8, btree_set(net(), 0..4), 0..5),
         details in proptest::collection::vec((psk(), endpoint(), 0_u16..2), 8),
         (port, mtu, address, policy) in (1_u16..3, 1280_u32..1282, 0_u8..3, any::<bool>()),
@@ -453,6 +497,7 @@ prop_compose! {
                 };
                 (key(seed), WantedPeer { id: format!("n_{seed}").parse().unwrap(), config })
             }).collect(),
+            outside: BTreeSet::new(),
             table: policy.then(Table::default),
             problems: BTreeMap::new(),
         }
@@ -460,12 +505,13 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn any_observed()(
+    pub(in crate::reconcile) fn any_observed()(
         peers in btree_map(2_u8..8, btree_set(net(), 0..4), 0..5),
         details in proptest::collection::vec((psk(), endpoint(), 0_u16..2, proptest::option::of(0_u64..360)), 8),
         (is_there, own_key, port, table) in (any::<bool>(), proptest::option::of(0_u8..3), 1_u16..3, 0_u8..4),
         (up, mtu, addresses, routes) in
             (any::<bool>(), 1280_u32..1282, btree_set(0_u8..3, 0..3), btree_set(net(), 0..6)),
+        (apart_there, led_to, mark) in (btree_set(net(), 0..4), btree_set(net(), 0..3), 0_u32..2),
     ) -> Observed {
         let table = match table {
             0 => None,
@@ -474,7 +520,7 @@ prop_compose! {
             _ => Some(same()),
         };
         if !is_there {
-            return Observed { table, ..Observed::default() };
+            return Observed { table, rules: rules([]), ..Observed::default() };
         }
         let peers = apart(peers).into_iter().zip(details).map(
             |((seed, allowed_ips), (preshared_key, endpoint, keepalive, handshake))| {
@@ -491,12 +537,18 @@ prop_compose! {
         let device = ObservedDevice {
             public_key: own_key.map(|seed| private(seed).public()),
             listen_port: port,
+            mark: mark * MARK,
             peers: peers.collect(),
         };
         let addresses =
             addresses.into_iter().map(|host| IpNet::from(std::net::IpAddr::from([10, 200, 0, host]))).collect();
-        let link = ObservedLink { up, mtu, addresses, routes };
-        Observed { table, device: Reading::There(device), link: Reading::There(link) }
+        let link = ObservedLink { up, mtu, addresses, routes, apart: apart_there };
+        // Of some tables not all rules, of some one that was changed.
+        let there = led_to.iter().flat_map(|net| OwnTable::of(net).rules(UIDS)).enumerate().map(|(number, rule)| {
+            Rule { is_plain: number % 4 != 3, ..rule }
+        });
+        let there = rules(there.skip(1));
+        Observed { table, device: Reading::There(device), link: Reading::There(link), rules: there }
     }
 }
 

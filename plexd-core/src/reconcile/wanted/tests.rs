@@ -177,12 +177,16 @@ fn a_wide_network_does_not_speak_for_what_others_have_in_it() {
 }
 
 #[test]
-fn a_network_that_covers_everything_is_allowed_and_not_routed() {
+fn a_network_that_covers_everything_is_allowed_and_routed_and_is_the_first_ones_of_two() {
     let exit = Peer { allowed_ips: nets(&["0.0.0.0/0", "::/0", "10.100.0.2/32"]), ..peer("n_b", 2, None) };
-    let wanted = wanted(&desired([exit]), ALLOW, &Resolved::new());
-    assert_eq!(wanted.routes, nets(&["10.100.0.2/32"]));
+    let other = Peer { allowed_ips: nets(&["0.0.0.0/0", "10.100.0.3/32"]), ..peer("n_c", 3, None) };
+    let wanted = wanted(&desired([exit, other]), ALLOW, &Resolved::new());
+    assert_eq!(wanted.routes, nets(&["0.0.0.0/0", "::/0", "10.100.0.2/32", "10.100.0.3/32"]));
     assert_eq!(wanted.peers[&key(2)].config.allowed_ips.len(), 3);
-    assert!(wanted.problems.values().next().unwrap().contains("covers everything"));
+    assert_eq!(wanted.peers[&key(3)].config.allowed_ips, nets(&["10.100.0.3/32"]));
+    let problems: Vec<_> =
+        wanted.problems.iter().map(|(id, problem)| (id.as_str(), problem.as_str())).collect();
+    assert_eq!(problems, [("n_c", "allowed IP 0.0.0.0/0 already belongs to n_b; it is left there")]);
 }
 
 #[test]

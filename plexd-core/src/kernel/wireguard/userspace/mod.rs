@@ -27,6 +27,7 @@ use zeroize::Zeroize;
 use self::known::{Edit, Known, Member, Modification};
 use self::tun::{Attachment, Reader, Writer};
 use crate::kernel::rtnl::{Link, Rtnl};
+use crate::kernel::rules::MARK;
 use crate::kernel::{
     Backend, DeviceConfig, Ensured, KernelError, ObservedDevice, ObservedPeer, PeerChange, PeerConfig,
     WireGuard,
@@ -152,7 +153,12 @@ impl Shared {
     async fn build(&self) -> Result<Device, device::Error> {
         let reader = Reader::new(self.attachment.subscribe(), self.mtu.subscribe());
         let writer = Writer::new(self.attachment.subscribe());
-        DeviceBuilder::new().with_udp(sockets::Sockets::new()).with_ip_pair(writer, reader).build().await
+        DeviceBuilder::new()
+            .with_udp(sockets::Sockets::new())
+            .with_ip_pair(writer, reader)
+            .with_fwmark(MARK)
+            .build()
+            .await
     }
 
     /// Reads the device; `None` if there is no such interface.
@@ -161,12 +167,14 @@ impl Shared {
             return Ok(None);
         }
         let device = self.device()?;
-        let (port, peers) = device.read(async |device| (device.listen_port(), device.peers().await)).await;
+        let (port, mark, peers) =
+            device.read(async |device| (device.listen_port(), device.fwmark(), device.peers().await)).await;
         let mut state = self.state();
         let peers = peers.into_iter().map(|peer| observed(peer, &mut state.handshakes)).collect();
         Ok(Some(ObservedDevice {
             public_key: state.public_key,
             listen_port: if state.bound { port } else { 0 },
+            mark: mark.unwrap_or(0),
             peers,
         }))
     }
