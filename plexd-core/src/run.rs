@@ -186,7 +186,8 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         drift: drift.0.clone(),
         board: board.clone(),
     };
-    let (mesh, mut reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
+    let (mesh, reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
+    let mut reconciler = reconciler.keeping_outside(client.addresses());
     finish_departure(opened.unfinished.as_ref(), &mut reconciler, &board).await;
     reconciler.start().await;
     keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), backend));

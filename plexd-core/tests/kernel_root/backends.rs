@@ -1,6 +1,7 @@
 //! The choice of the backend, and the kernel's where there is one.
 
 use caps::{CapSet, Capability};
+use plexd_core::kernel::rules::MARK;
 use plexd_core::kernel::wireguard::kernel::{KernelWireGuard, available};
 use plexd_core::kernel::wireguard::{BackendChoice, prepare};
 use plexd_core::kernel::{Backend, DeviceConfig, Ensured, PeerChange, PeerConfig, WireGuard};
@@ -72,6 +73,7 @@ fn root_kernel_wireguard_does_what_it_is_told() {
         wireguard.apply(&[PeerChange::Set(peer.clone())]).await.unwrap();
         let device = wireguard.observe().await.unwrap().unwrap();
         assert_eq!((device.public_key, device.listen_port), (Some(public_key), 51820));
+        assert_eq!(device.mark, MARK);
         let observed = &device.peers[&peer.public_key];
         assert_eq!(observed.preshared_key, peer.preshared_key);
         assert_eq!(observed.endpoint, peer.endpoint);

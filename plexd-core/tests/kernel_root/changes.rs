@@ -7,7 +7,7 @@ use plexd_core::kernel::changes::{LinkChanges, Watched};
 use crate::namespace::{Namespace, run_command};
 
 /// Whether a change is told; if none is after a while, none will be: the kernel has told before the command returns.
-async fn is_told(changes: &mut LinkChanges) -> bool {
+pub(crate) async fn is_told(changes: &mut LinkChanges) -> bool {
     tokio::time::timeout(Duration::from_millis(200), changes.changed()).await.is_ok_and(|told| told.is_ok())
 }
 

@@ -6,4 +6,5 @@ mod changes;
 mod namespace;
 mod network;
 mod node;
+mod rules;
 mod tunnel;

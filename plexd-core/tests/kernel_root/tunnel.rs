@@ -289,7 +289,7 @@ fn root_wg_show_tells_all_but_the_secrets() {
     let shown = first.namespace.command("wg show plexd0 dump");
     let mut lines = shown.lines();
     let device: Vec<&str> = lines.next().unwrap().split('\t').collect();
-    assert_eq!(device, ["(none)", "(none)", "51820", "off"]);
+    assert_eq!(device, ["(none)", "(none)", "51820", "0x1000"]);
     let peer: Vec<&str> = lines.next().unwrap().split('\t').collect();
     assert_eq!(peer[0], second.key.public().to_string());
     assert_eq!(&peer[1..4], ["(none)", "192.0.2.2:51820", "10.100.0.2/32"]);

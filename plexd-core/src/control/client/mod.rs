@@ -1,6 +1,7 @@
 //! The client of the control plane: TLS, deadlines, bounded answers, classified errors. Remembers no credential and
 //! tries nothing twice; who calls decides when to try again.
 
+mod addresses;
 mod artifact;
 mod calls;
 mod endpoints;
@@ -9,6 +10,8 @@ mod records;
 mod stream;
 mod tls;
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,12 +20,14 @@ use jiff::Timestamp;
 use reqwest::header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, DATE, HeaderMap, HeaderValue};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, redirect};
 use serde::Serialize;
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use crate::clock::NodeClock;
 use crate::types::{Clock, NodeId, NodeSecretKey};
 
 use super::backoff::retry_after;
+use addresses::Addresses;
 
 pub use artifact::{Artifact, ArtifactError};
 pub use calls::StateAnswer;
@@ -64,6 +69,7 @@ pub struct Client {
     ca_file: Option<PathBuf>,
     clock: Arc<NodeClock>,
     certificates: Arc<tls::Verifier>,
+    addresses: Addresses,
 }
 
 /// What a request is authenticated with.
@@ -105,8 +111,10 @@ impl Client {
         // For others in this process that speak TLS; fails only if there is one already, which then serves as well.
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let (tls, certificates) = tls::configure(config.ca_file.as_deref(), &clock)?;
+        let addresses = Addresses::of(&config.base);
         let builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
+            .dns_resolver(addresses.clone())
             .user_agent(format!("plexd-core/{}", config.version))
             .https_only(true)
             .redirect(redirect::Policy::none())
@@ -119,7 +127,14 @@ impl Client {
             ca_file: config.ca_file,
             clock,
             certificates,
+            addresses,
         })
+    }
+
+    /// Returns the known addresses of the control plane, or of the proxy towards it, to be watched: they change with what
+    /// their names have.
+    pub fn addresses(&self) -> watch::Receiver<Arc<BTreeSet<IpAddr>>> {
+        self.addresses.watch()
     }
 
     /// Starts a request; `values` go into the path in place of its names.

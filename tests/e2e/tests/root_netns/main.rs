@@ -7,6 +7,7 @@ mod conformance;
 mod control_plane;
 mod deregister;
 mod events;
+mod everything;
 mod faults;
 mod lifecycle;
 mod mesh;
