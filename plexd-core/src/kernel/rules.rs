@@ -359,7 +359,7 @@ fn rule_from(message: &RuleMessage, family: Family) -> Rule {
             RuleAttribute::SuppressPrefixLen(u32::MAX) | RuleAttribute::Protocol(_) => {}
             RuleAttribute::SuppressPrefixLen(length) => rule.suppress = Some(*length),
             RuleAttribute::FwMark(mark) => {
-                rule.mark = Some((*mark, rule.mark.map_or(u32::MAX, |(_, mask)| mask)))
+                rule.mark = Some((*mark, rule.mark.map_or(u32::MAX, |(_, mask)| mask)));
             }
             RuleAttribute::FwMask(mask) => rule.mark = Some((rule.mark.map_or(0, |(mark, _)| mark), *mask)),
             RuleAttribute::UidRange(RuleUidRange { start, end }) => rule.uids = Some((*start, *end)),

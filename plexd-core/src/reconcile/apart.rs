@@ -17,10 +17,10 @@ use crate::kernel::rules::{ObservedRules, OwnTable, Rule};
 use crate::kernel::{ObservedDevice, ObservedLink, PeerChange};
 use crate::types::PublicKey;
 
-/// The shortest prefix of a private network: 10.0.0.0/8.
+/// The shortest prefix of a private network: `10.0.0.0/8`.
 const PRIVATE_V4: u8 = 8;
 
-/// The same of IPv6: fc00::/7.
+/// The same of IPv6: `fc00::/7`.
 const PRIVATE_V6: u8 = 7;
 
 /// Addresses for which the way out is looked up: they share one, or a few.
@@ -86,21 +86,21 @@ fn outside(wanted: &Wanted, heard: BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
 
 /// Returns where peers are reached once `changes` are made.
 pub(super) fn heard(device: Option<&ObservedDevice>, changes: &[PeerChange]) -> BTreeSet<IpAddr> {
-    let mut changed: BTreeMap<&PublicKey, Option<SocketAddr>> = BTreeMap::new();
+    let mut moved: BTreeMap<&PublicKey, Option<SocketAddr>> = BTreeMap::new();
     let there = |key| device.and_then(|device| device.peers.get(key)?.endpoint);
     for change in changes {
         match change {
-            PeerChange::Remove(key) => changed.insert(key, None),
+            PeerChange::Remove(key) => moved.insert(key, None),
             PeerChange::Set(config) => {
                 let key = &config.public_key;
-                let before = changed.get(key).copied().unwrap_or_else(|| there(key));
-                changed.insert(key, config.endpoint.or(before))
+                let before = moved.get(key).copied().unwrap_or_else(|| there(key));
+                moved.insert(key, config.endpoint.or(before))
             }
         };
     }
     let peers = device.into_iter().flat_map(|device| &device.peers);
-    let unchanged = peers.filter(|(key, _)| !changed.contains_key(key)).map(|(_, peer)| peer.endpoint);
-    unchanged.chain(changed.values().copied()).filter_map(|endpoint| Some(endpoint?.ip())).collect()
+    let others = peers.filter(|(key, _)| !moved.contains_key(key)).map(|(_, peer)| peer.endpoint);
+    others.chain(moved.values().copied()).filter_map(|endpoint| Some(endpoint?.ip())).collect()
 }
 
 impl Plan {

@@ -114,8 +114,8 @@ fn what_covers_everything_carries_all_but_the_tunnels_own_packets_and_the_contro
     wait_until(SOON, "heartbeats", || heartbeats(&mesh) >= heard + 2);
     let from_mesh = format!("src host {} and dst host {BEYOND}", a.mesh_ip);
     wait_until(SOON, "packets beyond", || !beyond.matching(&from_mesh).is_empty());
-    assert_eq!(wire.matching(&format!("host {BEYOND}")), "", "nothing went around the tunnel");
-    let inside = tunnel.matching("net 192.0.2.0/24");
+    assert_eq!(wire.matching(&format!("ip host {BEYOND}")), "", "nothing went around the tunnel");
+    let inside = tunnel.matching("ip net 192.0.2.0/24");
     assert_eq!(inside, "", "nothing of its own went through it");
     assert!(!tunnel.matching(&from_mesh).is_empty());
     let status = a.node.status();
