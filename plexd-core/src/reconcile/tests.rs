@@ -1,5 +1,7 @@
 //! The reconciler against a kernel in memory: what it repairs, what it reports as drift, what it says of failures.
 
+mod everything;
+
 use std::collections::BTreeSet;
 
 use ipnet::IpNet;
