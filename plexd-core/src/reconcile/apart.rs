@@ -11,11 +11,13 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 
 use super::drift::{Correction, Kind};
+use super::ownership::claims;
 use super::plan::{Observed, Plan, Reading, Step};
 use super::wanted::Wanted;
 use crate::kernel::rules::{ObservedRules, OwnTable, Rule};
 use crate::kernel::{ObservedDevice, ObservedLink, PeerChange};
-use crate::types::PublicKey;
+use crate::state::Peer;
+use crate::types::{Endpoint, PublicKey};
 
 /// The shortest prefix of a private network: `10.0.0.0/8`.
 const PRIVATE_V4: u8 = 8;
@@ -31,7 +33,9 @@ const TOWARDS: usize = 4;
 pub(super) struct Apart {
     /// The routes.
     pub(super) routes: BTreeSet<IpNet>,
-    /// Some of the addresses within them that have to be reached outside.
+    /// All addresses that have to be reached outside.
+    pub(super) reached: BTreeSet<IpAddr>,
+    /// Some of those that are within the routes.
     pub(super) towards: Vec<IpAddr>,
 }
 
@@ -41,7 +45,8 @@ impl Apart {
         let lengths: BTreeSet<OwnTable> = wanted.routes.iter().map(OwnTable::of).collect();
         let mut apart = Self::default();
         apart.routes.extend(wanted.routes.iter().filter(|net| is_for_the_internet(net)));
-        for address in outside(wanted, heard) {
+        apart.reached = outside(wanted, heard);
+        for address in apart.reached.iter().copied() {
             let family = OwnTable::of(&address.into()).family;
             let around = lengths.iter().filter(|table| table.family == family).filter_map(|table| {
                 let net = IpNet::new(address, table.length).ok()?.trunc();
@@ -75,6 +80,29 @@ fn is_for_the_internet(net: &IpNet) -> bool {
         IpNet::V4(net) => net.prefix_len() < PRIVATE_V4,
         IpNet::V6(net) => net.prefix_len() < PRIVATE_V6,
     }
+}
+
+/// Returns whether a change of these peers (as they were, or as they are to be) can concern what is kept apart: by their
+/// networks, or by where they are reached. Costs the same however many others there are.
+pub(super) fn concerns(peers: &[&Peer], wanted: &Wanted) -> bool {
+    let at = |peer: &&Peer| match peer.endpoint {
+        Some(Endpoint::Address(at)) => Some(at.ip().to_canonical()),
+        _ => None,
+    };
+    let moving: Vec<IpAddr> = peers.iter().filter_map(at).collect();
+    let mut nets = peers.iter().flat_map(|peer| claims(peer));
+    moving.iter().any(|address| is_within(*address, &wanted.routes))
+        || nets.any(|net| {
+            is_for_the_internet(&net)
+                || wanted.reached.range(net.network()..=net.broadcast()).next().is_some()
+                || moving.iter().any(|address| net.contains(address))
+        })
+}
+
+fn is_within(address: IpAddr, routes: &BTreeSet<IpNet>) -> bool {
+    let longest = IpNet::from(address).prefix_len();
+    (0..=longest)
+        .any(|length| IpNet::new(address, length).is_ok_and(|around| routes.contains(&around.trunc())))
 }
 
 /// Addresses to which packets of the tunnel, or of plexd-core, go.

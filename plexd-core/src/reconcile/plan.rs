@@ -2,7 +2,7 @@
 //! agree. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
@@ -96,6 +96,8 @@ pub struct Plan {
     pub exposed: bool,
     /// What somebody else has to change before all is as wanted.
     pub blocked: Vec<String>,
+    /// Addresses that no route may capture, once the plan was taken.
+    pub(super) reached: BTreeSet<IpAddr>,
     /// When the peers that take another's place were heard under the key they had.
     heard: BTreeMap<PublicKey, SystemTime>,
 }
@@ -117,6 +119,20 @@ impl Memory {
         self.heard.retain(|key, _| wanted.peers.contains_key(key));
         let endpoint = |(key, peer): (&PublicKey, &WantedPeer)| Some((*key, peer.config.endpoint?));
         Self { endpoints: wanted.peers.iter().filter_map(endpoint).collect(), heard: self.heard }
+    }
+
+    /// Takes over where the peers of these keys are wanted now.
+    pub(super) fn follow(&mut self, changed: &[PublicKey], wanted: &Wanted) {
+        for key in changed {
+            match wanted.peers.get(key).map(|peer| peer.config.endpoint) {
+                Some(Some(endpoint)) => drop(self.endpoints.insert(*key, endpoint)),
+                Some(None) => drop(self.endpoints.remove(key)),
+                None => {
+                    self.endpoints.remove(key);
+                    self.heard.remove(key);
+                }
+            }
+        }
     }
 
     /// Returns whether the peer was heard of late, be it under the key it had before.
@@ -148,6 +164,7 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed, memory: &Memory, now: S
     } else if !peers.changes.is_empty() {
         plan.add(Step::Peers(peers.changes), peers.corrections);
     }
+    plan.reached.clone_from(&apart.reached);
     match &observed.link {
         Reading::There(link) => plan.link(wanted, link, (&apart, observed)),
         Reading::Absent => plan.link(wanted, &ObservedLink::default(), (&apart, observed)),

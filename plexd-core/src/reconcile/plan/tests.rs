@@ -11,6 +11,7 @@ use crate::kernel::fake::{State, UIDS};
 use crate::kernel::rules::OwnTable;
 use crate::kernel::{Counters, DeviceConfig};
 use crate::policy::Table;
+use crate::reconcile::ownership::Ownership;
 use crate::reconcile::tests::{key, nets};
 use crate::types::{PresharedKey, PrivateKey};
 
@@ -55,8 +56,10 @@ pub(in crate::reconcile) fn settled() -> (Wanted, Observed) {
             .into(),
         routes: nets(&["10.100.0.2/32", "10.7.0.0/16", "10.100.0.3/32"]),
         outside: BTreeSet::new(),
+        reached: BTreeSet::new(),
         table: Some(Table::default()),
         problems: BTreeMap::new(),
+        ownership: Ownership::default(),
     };
     let device = ObservedDevice {
         public_key: Some(wanted.device.private_key.public()),
@@ -498,8 +501,10 @@ prop_compose! {
                 (key(seed), WantedPeer { id: format!("n_{seed}").parse().unwrap(), config })
             }).collect(),
             outside: BTreeSet::new(),
+            reached: BTreeSet::new(),
             table: policy.then(Table::default),
             problems: BTreeMap::new(),
+            ownership: Ownership::default(),
         }
     }
 }
