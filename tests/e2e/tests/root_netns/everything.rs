@@ -164,7 +164,8 @@ fn halves_of_everything_are_kept_apart_as_well_and_a_departure_leaves_no_rule() 
 
     mesh.a.node.ctl(&["deregister"]).expect_success();
     assert_eq!(rules(&mesh), before);
-    let left = mesh.a.node.host().shell(None, "ip route show table all | grep -e plexd0 -e 112").stdout;
+    let left =
+        mesh.a.node.host().shell(None, "ip route show table all | grep -e plexd0 -e 'table 112'").stdout;
     assert_eq!(left, "");
 }
 
