@@ -224,12 +224,12 @@ impl Shared {
     /// answer, where the kernel goes on as long as there is a keepalive to send.
     async fn initiate(&self, peers: &[PublicKey]) {
         let Ok(device) = self.device() else { return };
-        for (count, peer) in peers.iter().enumerate() {
-            // One poll sends the initiation; what follows would only wait for its answer.
-            let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
-            if count % BATCH == BATCH - 1 {
-                tokio::task::yield_now().await;
+        for peers in peers.chunks(BATCH) {
+            for peer in peers {
+                // One poll sends the initiation; what follows would only wait for its answer.
+                let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
             }
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -293,7 +293,18 @@ impl WireGuard for UserspaceWireGuard {
         let device = shared.device_with_key().map_err(failed())?;
         for changes in changes.chunks(BATCH) {
             shared.edit(&device, changes).await.map_err(failed())?;
-            let kept_alive: Vec<PublicKey> = changes.iter().filter_map(kept_alive).collect();
+        }
+        let kept_alive: Vec<PublicKey> = changes.iter().filter_map(kept_alive).collect();
+        if kept_alive.len() > BATCH {
+            // Nobody waits for thousands of handshakes; the task ends by itself, or with the device.
+            let shared = Arc::downgrade(&self.shared);
+            tokio::spawn(async move {
+                for keys in kept_alive.chunks(BATCH) {
+                    let Some(shared) = shared.upgrade() else { return };
+                    shared.initiate(keys).await;
+                }
+            });
+        } else {
             shared.initiate(&kept_alive).await;
         }
         Ok(())
