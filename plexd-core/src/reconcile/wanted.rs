@@ -30,6 +30,8 @@ pub struct Wanted {
     pub table: Option<Table>,
     /// Peers that are wanted and not configured, or not as wanted, and why.
     pub problems: BTreeMap<NodeId, String>,
+    /// Allowed IPs of peers that belong to somebody else: to whom, by the peer that claims them.
+    pub disputed: BTreeMap<NodeId, BTreeMap<IpNet, NodeId>>,
 }
 
 /// A peer and how it is to be configured.
@@ -84,9 +86,15 @@ impl Input<'_> {
             routes: BTreeSet::new(),
             table,
             problems: BTreeMap::new(),
+            disputed: BTreeMap::new(),
         };
         self.add_peers(&mut wanted, &ownership, &policy::visible(self.policies, &context));
         Ok(wanted)
+    }
+
+    /// Returns what policies are read against.
+    pub fn policy_context(&self) -> Context {
+        self.context(&self.ownership())
     }
 
     /// Whose network is whose. Peers that are left out for this node's own id or key own nothing.
@@ -141,6 +149,8 @@ impl Input<'_> {
                         let problem =
                             format!("allowed IP {net} already belongs to {owner}; it is left there");
                         wanted.problems.insert(peer.id.clone(), problem);
+                        let claims = wanted.disputed.entry(peer.id.clone()).or_default();
+                        claims.insert(*net, owner.clone());
                     }
                     _ => {
                         allowed_ips.insert(*net);

@@ -55,6 +55,7 @@ fn settled() -> (Wanted, Observed) {
         routes: nets(&["10.100.0.2/32", "10.7.0.0/16", "10.100.0.3/32"]),
         table: Some(Table::default()),
         problems: BTreeMap::new(),
+        disputed: BTreeMap::new(),
     };
     let device = ObservedDevice {
         public_key: Some(wanted.device.private_key.public()),
@@ -455,6 +456,7 @@ prop_compose! {
             }).collect(),
             table: policy.then(Table::default),
             problems: BTreeMap::new(),
+            disputed: BTreeMap::new(),
         }
     }
 }
