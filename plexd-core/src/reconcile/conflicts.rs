@@ -4,15 +4,16 @@
 use super::Reconciler;
 use super::wanted::Wanted;
 use crate::kernel::{AddressConflict, RouteConflict};
+use crate::state::Desired;
 use crate::status::Subsystem;
 
 /// Conflicts of one kind that are told; `plexd-ctl peers` has all of them.
 const TOLD: usize = 3;
 
 impl Reconciler {
-    /// Tells of allowed IPs that several peers claim.
-    pub(super) fn report_peers(&self, wanted: &Wanted) {
-        self.wiring.board.set(Subsystem::Mesh, "allowed_ips", of_peers(wanted));
+    /// Tells of allowed IPs that peers claim and that belong to somebody else.
+    pub(super) fn report_claims(&self, desired: &Desired, wanted: &Wanted) {
+        self.wiring.board.set(Subsystem::Mesh, "allowed_ips", of_claims(desired, wanted));
     }
 
     /// Tells of other interfaces that have the node's address in the mesh.
@@ -41,10 +42,16 @@ pub(super) fn of_routes(conflicts: &[RouteConflict]) -> Option<String> {
     }))
 }
 
-fn of_peers(wanted: &Wanted) -> Option<String> {
-    told(wanted.disputed.iter().flat_map(|(peer, claims)| {
-        claims.iter().map(move |(net, owner)| {
-            format!("allowed IP {net} of {peer} already belongs to {owner}; it is left there")
+fn of_claims(desired: &Desired, wanted: &Wanted) -> Option<String> {
+    // Rarely so, and there may be many peers.
+    if !wanted.ownership.is_contested() {
+        return None;
+    }
+    let configured = desired.peers.values().filter(|peer| wanted.peers.contains_key(&peer.public_key));
+    told(configured.flat_map(|peer| {
+        peer.allowed_ips.iter().filter_map(|net| {
+            let owner = wanted.ownership.owner(net).filter(|owner| **owner != peer.id)?;
+            Some(format!("allowed IP {net} of {} already belongs to {owner}; it is left there", peer.id))
         })
     }))
 }

@@ -87,9 +87,8 @@ impl<'a> Routing<'a> {
             return if is_hidden { Routes::Hidden } else { Routes::NotRouted };
         }
         let Reading::There(link) = self.link else { return Routes::NotRouted };
-        let disputed = wanted.disputed.get(&peer.id);
         let why = |network: &IpNet| {
-            if let Some(owner) = disputed.and_then(|disputed| disputed.get(network)) {
+            if let Some(owner) = wanted.ownership.owner(network).filter(|owner| **owner != peer.id) {
                 return Some(Why::Node(owner.clone()));
             }
             if link.routes.contains(network) {
