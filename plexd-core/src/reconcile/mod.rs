@@ -267,7 +267,9 @@ impl Reconciler {
         }
         let Some(Goal { identity, desired }) = self.goal.clone() else { return };
         let begun = Instant::now();
-        let wanted = self.wanted(&desired, &identity);
+        // A check does not take up anything new: what was wanted still is.
+        let unchanged = if cause == Cause::Check { self.wanted.take() } else { None };
+        let wanted = unchanged.unwrap_or_else(|| self.wanted(&desired, &identity));
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
         let now = SystemTime::now();

@@ -18,7 +18,8 @@ const ROUNDS: usize = 15;
 const DEADLINE: Duration = Duration::from_mins(2);
 
 /// The configuration: reconciliations as often as it allows, and all that the log has.
-const CONFIG: &str = "log_level: debug\nreconcile:\n  interval: 5s\n";
+/// Nobody is kept alive: there is nobody.
+const CONFIG: &str = "log_level: debug\nreconcile:\n  interval: 5s\nmesh:\n  persistent_keepalive: 0s\n";
 
 #[expect(clippy::print_stdout, reason = "the figures are what it is for")]
 fn main() {
