@@ -4,14 +4,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
 use ipnet::IpNet;
 
 use super::{
-    Applied, Backend, Counters, DeviceConfig, Ensured, Firewall, KernelError, Network, ObservedDevice,
-    ObservedLink, ObservedPeer, ObservedTable, PeerChange, RouteConflict, WireGuard,
+    AddressConflict, Applied, Backend, Counters, DeviceConfig, Ensured, Firewall, KernelError, Network,
+    ObservedDevice, ObservedLink, ObservedPeer, ObservedTable, PeerChange, RouteConflict, WireGuard,
 };
 use crate::policy::Table;
 use crate::types::PublicKey;
@@ -39,6 +40,8 @@ pub(crate) struct State {
     pub(crate) link: Option<ObservedLink>,
     /// Routes through other interfaces.
     pub(crate) foreign_routes: BTreeMap<IpNet, String>,
+    /// Addresses of other interfaces.
+    pub(crate) foreign_addresses: Vec<AddressConflict>,
     /// Operations that fail.
     pub(crate) failing: BTreeSet<&'static str>,
     /// Operations that changed something, or tried to.
@@ -209,6 +212,11 @@ impl Network for FakeKernel {
         let mut state = self.change("remove address")?;
         state.link.as_mut().ok_or_else(|| no_device("remove address"))?.addresses.remove(&address);
         Ok(())
+    }
+
+    async fn address_conflicts(&self, _: &str, address: IpAddr) -> Result<Vec<AddressConflict>, KernelError> {
+        let conflicts = self.state().foreign_addresses.clone();
+        Ok(conflicts.into_iter().filter(|conflict| conflict.address.addr() == address).collect())
     }
 
     async fn add_routes(&self, _: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError> {

@@ -104,15 +104,16 @@ impl Shared {
         move |error| KernelError::new(operation, &self.interface, error)
     }
 
-    /// Returns the interface if it is there and is the one that was made.
+    /// Returns the interface if it is there; one of its name that was not made here is an error, so that nobody looks for
+    /// addresses and routes on it.
     async fn link(&self) -> io::Result<Option<Link>> {
-        let link = self.rtnl.link(&self.interface).await?;
+        let Some(link) = self.rtnl.link(&self.interface).await? else { return Ok(None) };
         let index = self.state().index;
-        let link = link.filter(|link| Some(link.index) == index);
-        if let Some(link) = &link {
-            self.follow_mtu(link.mtu);
+        if Some(link.index) != index {
+            return Err(foreign(&link));
         }
-        Ok(link)
+        self.follow_mtu(link.mtu);
+        Ok(Some(link))
     }
 
     fn follow_mtu(&self, mtu: u32) {
