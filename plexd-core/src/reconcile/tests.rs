@@ -185,6 +185,10 @@ async fn a_peer_that_comes_or_goes_is_all_that_is_touched_and_nothing_else_is_lo
     rig.change(Desired::without_b);
     rig.reconciler.follow().await;
     assert_eq!(rig.kernel.take_calls(), ["apply peers", "remove routes"]);
+    // What is not the kernel's concern does not reach it.
+    rig.change(|desired| desired.metadata = Arc::new([("region".to_owned(), "eu".to_owned())].into()));
+    rig.reconciler.follow().await;
+    assert_eq!(rig.kernel.take_calls(), [""; 0]);
     assert!(!rig.board.is_degraded(), "{}", rig.problems());
     assert_eq!(rig.told(), [""; 0]);
     rig.kernel.state().failing.clear();
