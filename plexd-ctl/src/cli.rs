@@ -64,11 +64,19 @@ pub(crate) enum Command {
     /// Show what the node is, how it does, and what to do about what is wrong
     #[command(after_help = "Examples:\n  plexd-ctl status\n  plexd-ctl status -o json | jq .mesh.peers_up")]
     Status,
-    /// List the peers, as WireGuard has them
+    /// List the peers, as WireGuard and the kernel's routes have them
     #[command(
-        after_help = "Examples:\n  plexd-ctl peers\n  plexd-ctl peers -o json | jq '.peers[] | select(.state != \"up\")'"
+        after_help = "Examples:\n  plexd-ctl peers\n  plexd-ctl peers -o json | jq '.peers[] | select(.state != \"up\")'\n  \
+        plexd-ctl peers -o json | jq '.peers[] | select(.routes != \"routed\") | .unrouted'"
     )]
     Peers,
+    /// Measure how long echoes (ICMP) to a peer take through the tunnel
+    #[command(
+        after_help = "plexd-core sends the echoes, as far as net.ipv4.ping_group_range lets its group; policy of both nodes \
+        has to allow them. The exit code is 0 if at least one is answered.\n\nExamples:\n  plexd-ctl ping n_7c9e\n  \
+        plexd-ctl ping 10.100.0.2 -c 10 -i 0.2\n  plexd-ctl ping n_7c9e --json | jq .rtt_us.avg"
+    )]
+    Ping(Ping),
     /// List the policies in force, with their rules and counters
     #[command(
         after_help = "Examples:\n  plexd-ctl policies\n  plexd-ctl policies -o json | jq .denied_packets"
@@ -129,6 +137,42 @@ pub(crate) struct Events {
     pub(crate) recent: u32,
 }
 
+/// Arguments of `ping`.
+#[derive(Debug, Args)]
+pub(crate) struct Ping {
+    /// Id of the peer, or its address in the mesh
+    pub(crate) peer: String,
+    /// How many echoes, 1 to 100
+    #[arg(short, long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) count: u32,
+    /// Seconds from one echo to the next, 0.1 to 60
+    #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = interval)]
+    interval: Interval,
+}
+
+impl Ping {
+    /// Returns the milliseconds from one echo to the next.
+    pub(crate) fn interval_ms(&self) -> u32 {
+        self.interval.milliseconds
+    }
+}
+
+/// The time from one echo to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Interval {
+    milliseconds: u32,
+}
+
+fn interval(text: &str) -> Result<Interval, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if !(0.1..=60.0).contains(&seconds) {
+        return Err("must be 0.1 to 60 seconds".to_owned());
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "100 to 60000")]
+    let milliseconds = (seconds * 1000.0).round() as u32;
+    Ok(Interval { milliseconds })
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -159,6 +203,22 @@ mod tests {
         assert_eq!(format(&["plexd-ctl", "events", "--json"]), Some(Format::Json));
         assert_eq!(format(&["plexd-ctl", "--json", "status"]), Some(Format::Json));
         assert_eq!(format(&["plexd-ctl", "events", "--json", "-o", "table"]), None);
+    }
+
+    #[test]
+    fn pings_are_bounded() {
+        let ping = |more: &[&str]| {
+            let parsed = Cli::try_parse_from([&["plexd-ctl", "ping", "n_b"], more].concat()).ok()?;
+            let Command::Ping(ping) = parsed.command else { return None };
+            Some((ping.count, ping.interval_ms()))
+        };
+        assert_eq!(ping(&[]), Some((4, 1000)));
+        assert_eq!(ping(&["-c", "100", "-i", "0.1"]), Some((100, 100)));
+        assert_eq!(ping(&["--interval", "60"]), Some((4, 60_000)));
+        for refused in [["-c", "0"], ["-c", "101"], ["-i", "0.09"], ["-i", "61"], ["-i", "NaN"], ["-i", "x"]]
+        {
+            assert_eq!(ping(&refused), None, "{refused:?}");
+        }
     }
 
     #[test]

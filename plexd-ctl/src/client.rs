@@ -12,8 +12,8 @@ use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
 use plexd_proto::admin::v1::admin_client::AdminClient;
 use plexd_proto::admin::v1::{
     DeregisterRequest, DeregisterResponse, JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse,
-    ListPoliciesRequest, ListPoliciesResponse, StatusRequest, StatusResponse, WatchEventsRequest,
-    WatchEventsResponse,
+    ListPoliciesRequest, ListPoliciesResponse, PingRequest, PingResponse, StatusRequest, StatusResponse,
+    WatchEventsRequest, WatchEventsResponse, ping_response,
 };
 use plexd_proto::transport;
 use tonic::transport::Channel;
@@ -85,6 +85,13 @@ impl Client {
         let stream = answer(&self.socket, ANSWER, self.admin.watch_events(request)).await?;
         Ok(Events { socket: self.socket, stream })
     }
+
+    /// Has echoes sent, one every `interval`.
+    pub(crate) async fn ping(mut self, request: PingRequest, interval: Duration) -> Result<Echoes, Failure> {
+        let stream = answer(&self.socket, ANSWER, self.admin.ping(request)).await?;
+        // Core waits 2 s for an answer, and sends the next echo after that.
+        Ok(Echoes { socket: self.socket, stream, deadline: interval + ANSWER })
+    }
 }
 
 /// Events as they come.
@@ -101,6 +108,25 @@ impl Events {
     }
 }
 
+/// What becomes of echoes, as it is known.
+#[derive(Debug)]
+pub(crate) struct Echoes {
+    socket: PathBuf,
+    stream: Streaming<PingResponse>,
+    deadline: Duration,
+}
+
+impl Echoes {
+    /// Returns what comes next; `None` when there is no more.
+    pub(crate) async fn next(&mut self) -> Result<Option<ping_response::Part>, Failure> {
+        match tokio::time::timeout(self.deadline, self.stream.message()).await {
+            Ok(Ok(response)) => Ok(response.and_then(|response| response.part)),
+            Ok(Err(status)) => Err(failure(&self.socket, &status)),
+            Err(_) => Err(silent(&self.socket, self.deadline)),
+        }
+    }
+}
+
 async fn answer<T>(
     socket: &Path,
     deadline: Duration,
@@ -109,14 +135,14 @@ async fn answer<T>(
     match tokio::time::timeout(deadline, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(failure(socket, &status)),
-        Err(_) => Err(Failure::Unreachable {
-            socket: socket.into(),
-            reason: format!(
-                "no answer within {} s; see what it is doing with: journalctl -u plexd-core",
-                deadline.as_secs()
-            ),
-        }),
+        Err(_) => Err(silent(socket, deadline)),
     }
+}
+
+fn silent(socket: &Path, deadline: Duration) -> Failure {
+    let seconds = deadline.as_secs();
+    let reason = format!("no answer within {seconds} s; see what it is doing with: journalctl -u plexd-core");
+    Failure::Unreachable { socket: socket.into(), reason }
 }
 
 fn failure(socket: &Path, status: &Status) -> Failure {

@@ -49,6 +49,14 @@ pub(crate) enum Failure {
     /// plexd-core failed; its message says what to do.
     #[error("plexd-core: {0}")]
     Core(String),
+    /// None of the echoes was answered.
+    #[error("{peer} does not answer: {reason}")]
+    NoAnswer {
+        /// Id of the peer.
+        peer: String,
+        /// Why, and what to do.
+        reason: String,
+    },
     /// There is no usable token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -87,6 +95,7 @@ impl Failure {
         match self {
             Self::AlreadyEnrolled(_)
             | Self::Core(_)
+            | Self::NoAnswer { .. }
             | Self::Token(_)
             | Self::TokenFileKept { .. }
             | Self::TokenFileKeptUntold { .. }

@@ -15,9 +15,10 @@ use plexd_proto::admin::v1::admin_server::{Admin, AdminServer};
 use plexd_proto::admin::v1::{
     DeregisterRequest, DeregisterResponse, Enrolment, Event, EventOutcome, Farewell, Health, Identity,
     JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse, ListPoliciesRequest,
-    ListPoliciesResponse, Peer, Policy, PolicyRule, PolicyState, StatusRequest, StatusResponse,
-    WatchEventsRequest, WatchEventsResponse,
+    ListPoliciesResponse, Peer, PingEcho, PingEnd, PingRequest, PingResponse, PingStart, Policy, PolicyRule,
+    PolicyState, StatusRequest, StatusResponse, WatchEventsRequest, WatchEventsResponse,
 };
+use plexd_proto::admin::v1::{EchoOutcome, ping_response::Part};
 use plexd_proto::transport::{Incoming, SocketOwner, bind};
 use tempfile::TempDir;
 use tonic::codegen::tokio_stream::{self, Stream, StreamExt};
@@ -59,7 +60,7 @@ impl Admin for FakeCore {
             public_key: "x".repeat(220),
             ..Peer::default()
         });
-        self.answer(ListPeersResponse { peers: peers.collect() })
+        self.answer(ListPeersResponse { peers: peers.collect(), backend: "kernel".into() })
     }
 
     async fn list_policies(
@@ -106,6 +107,28 @@ impl Admin for FakeCore {
             Ok(WatchEventsResponse { event: Some(event), missed: 0 })
         }));
         self.answer(if follow { Box::pin(events.chain(tokio_stream::pending())) } else { Box::pin(events) })
+    }
+
+    type PingStream = Pin<Box<dyn Stream<Item = Result<PingResponse, Status>> + Send>>;
+
+    /// `n-b` answers each echo, `n-slow` the first one and then nothing ever comes, others answer none.
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<Self::PingStream>, Status> {
+        let PingRequest { peer, count, interval_ms } = request.into_inner();
+        let answers = peer == "n-b" || peer == "n-slow";
+        let interface = format!("every{interval_ms}");
+        let start = PingStart { peer_id: peer.clone(), interface, ..PingStart::default() };
+        let mut parts = vec![Part::Start(start)];
+        parts.extend((1..=count).map(|sequence| {
+            let mut echo = PingEcho { sequence, rtt_us: answers.then_some(1500), ..PingEcho::default() };
+            echo.set_outcome(if answers { EchoOutcome::Answered } else { EchoOutcome::Timeout });
+            Part::Echo(echo)
+        }));
+        let reason = if answers { String::new() } else { "the last handshake was 200 s ago".to_owned() };
+        parts.push(Part::End(PingEnd { reason }));
+        let slow = peer == "n-slow";
+        parts.truncate(if slow { 2 } else { parts.len() });
+        let parts = tokio_stream::iter(parts).map(|part| Ok(PingResponse { part: Some(part) }));
+        self.answer(if slow { Box::pin(parts.chain(tokio_stream::pending())) } else { Box::pin(parts) })
     }
 }
 
@@ -434,4 +457,46 @@ fn a_reader_of_events_that_leaves_early_is_no_failure() {
     drop(child.stdout.take());
     let answer = Answer::from(child.wait_with_output().unwrap());
     assert_eq!((answer.code, answer.stderr.as_str()), (0, ""));
+}
+
+#[test]
+fn a_ping_is_0_with_an_answer_and_1_with_none_and_says_why() {
+    let core = Core::start(None);
+    let answer = core.ctl(&["ping", "n-b", "-c", "2", "-i", "0.25"]);
+    let expected = "echoes to n-b () through every250\n1: 1.500 ms\n2: 1.500 ms\n\
+                    2 echoes sent, 2 answered, 0% lost; min/avg/max 1.500/1.500/1.500 ms\n";
+    assert_eq!((answer.code, answer.stdout.as_str(), answer.stderr.as_str()), (0, expected, ""));
+    let json = core.ctl(&["ping", "n-b", "--json"]).json();
+    assert_eq!(
+        (&json["peer"], &json["received"], &json["rtt_us"]["avg"]),
+        (&"n-b".into(), &4.into(), &1500.into())
+    );
+
+    let answer = core.ctl(&["ping", "n-c", "-c", "1"]);
+    assert_eq!(answer.code, 1);
+    assert!(answer.stdout.ends_with("1: timeout\n1 echo sent, 0 answered, 100% lost\n"), "{answer:?}");
+    assert_eq!(answer.stderr, "plexd-ctl: n-c does not answer: the last handshake was 200 s ago\n");
+    let answer = core.ctl(&["ping", "n-c", "-c", "1", "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!((answer.code, &json["reason"]), (1, &"the last handshake was 200 s ago".into()));
+
+    let core = Core::start(Some(Status::not_found("there is no peer n-d; for their ids: plexd-ctl peers")));
+    assert!(core.ctl(&["ping", "n-d"]).error(1).contains("there is no peer n-d"));
+    let core = Core::start(Some(Status::failed_precondition("this node is not enrolled")));
+    assert_eq!(core.ctl(&["ping", "n-b"]).error(3), "this node is not enrolled");
+    assert_eq!(core.ctl(&["ping", "n-b", "-c", "101"]).code, 2);
+}
+
+#[test]
+fn an_interrupted_ping_ends_with_its_summary() {
+    let core = Core::start(None);
+    let mut command = ctl(&core.socket(), &["ping", "n-slow"]);
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.next().unwrap().unwrap().starts_with("echoes to n-slow"));
+    assert_eq!(lines.next().unwrap().unwrap(), "1: 1.500 ms", "shown at once");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    assert!(lines.next().unwrap().unwrap().starts_with("1 echo sent, 1 answered, 0% lost"));
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }

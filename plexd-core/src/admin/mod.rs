@@ -1,7 +1,10 @@
-//! What core serves to administrators on admin.sock. Nothing here waits for the network but `Join` and `Deregister`.
+//! What core serves to administrators on admin.sock. Nothing here waits for the network but `Join`, `Deregister` and
+//! `Ping`.
 
 mod events;
 mod leave;
+mod peers;
+mod ping;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +23,7 @@ use crate::control::batch;
 use crate::identity::{CurrentIdentity, JoinError, JoinRequests, LeaveRequests, Token};
 use crate::kernel::Counters;
 use crate::policy::{self, Action, Rule as PolicyRule, Service};
-use crate::reconcile::{Mesh, MeshStatus, PeerStatus};
+use crate::reconcile::{Mesh, MeshStatus};
 use crate::reports::Counts;
 use crate::state::Desired;
 use crate::status::{Board, Enrolment, Stream};
@@ -34,6 +37,9 @@ const JOIN_DEADLINE: Duration = Duration::from_secs(80);
 
 /// Streams of events at a time.
 const MAX_STREAMS: usize = 16;
+
+/// Pings at a time.
+const MAX_PINGS: usize = 8;
 
 /// Who may call an RPC of admin.sock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +56,7 @@ pub const RULES: &[Rule<Who>] = &[
     Rule { rpc: "/plexd.admin.v1.Admin/Join", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/Deregister", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/WatchEvents", who: Who::Administrator },
+    Rule { rpc: "/plexd.admin.v1.Admin/Ping", who: Who::Administrator },
 ];
 
 /// Knows administrators by their group.
@@ -94,22 +101,27 @@ pub struct Sources {
     pub shutdown: Shutdown,
 }
 
+impl Sources {
+    /// Returns how the mesh is; `None` when it does not say so in time.
+    async fn mesh_status(&self) -> Option<MeshStatus> {
+        tokio::time::timeout(MESH_DEADLINE, self.mesh.status()).await.ok().flatten()
+    }
+}
+
 /// The service.
 #[derive(Debug, Clone)]
 pub struct AdminService {
     sources: Sources,
     started: Instant,
     streams: Arc<Semaphore>,
+    pings: Arc<Semaphore>,
 }
 
 impl AdminService {
     /// Creates the service.
     pub fn new(sources: Sources) -> Self {
-        Self { sources, started: Instant::now(), streams: Arc::new(Semaphore::new(MAX_STREAMS)) }
-    }
-
-    async fn mesh(&self) -> Option<MeshStatus> {
-        tokio::time::timeout(MESH_DEADLINE, self.sources.mesh.status()).await.ok().flatten()
+        let [streams, pings] = [MAX_STREAMS, MAX_PINGS].map(|most| Arc::new(Semaphore::new(most)));
+        Self { sources, started: Instant::now(), streams, pings }
     }
 
     fn identity(&self) -> v1::Identity {
@@ -213,9 +225,10 @@ impl AdminService {
 #[tonic::async_trait]
 impl Admin for AdminService {
     type WatchEventsStream = events::EventStream;
+    type PingStream = ping::PingStream;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
-        let mesh = self.mesh().await;
+        let mesh = self.sources.mesh_status().await;
         let problems = self.problems(mesh.as_ref());
         let desired = Arc::clone(&self.sources.desired.borrow());
         let policies =
@@ -252,15 +265,23 @@ impl Admin for AdminService {
         &self,
         _: Request<v1::ListPeersRequest>,
     ) -> Result<Response<v1::ListPeersResponse>, Status> {
-        let mesh = self.mesh().await.ok_or_else(|| Status::unavailable("the mesh does not answer"))?;
-        Ok(Response::new(v1::ListPeersResponse { peers: mesh.peers.into_iter().map(peer).collect() }))
+        let mesh = self
+            .sources
+            .mesh_status()
+            .await
+            .ok_or_else(|| Status::unavailable("the mesh does not answer"))?;
+        Ok(Response::new(peers::response(mesh)))
     }
 
     async fn list_policies(
         &self,
         _: Request<v1::ListPoliciesRequest>,
     ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
-        let mesh = self.mesh().await.ok_or_else(|| Status::unavailable("the mesh does not answer"))?;
+        let mesh = self
+            .sources
+            .mesh_status()
+            .await
+            .ok_or_else(|| Status::unavailable("the mesh does not answer"))?;
         let counters = tokio::time::timeout(MESH_DEADLINE, self.sources.mesh.counters()).await.ok().flatten();
         let mut position = 0;
         let policies = mesh.policies.policies.iter().map(|policy| v1::Policy {
@@ -320,6 +341,13 @@ impl Admin for AdminService {
         let request = request.into_inner();
         Ok(Response::new(events::stream(history, request, self.sources.shutdown.clone(), permit)))
     }
+
+    async fn ping(&self, request: Request<v1::PingRequest>) -> Result<Response<Self::PingStream>, Status> {
+        let permit = Arc::clone(&self.pings)
+            .try_acquire_owned()
+            .map_err(|_| Status::resource_exhausted("too many pings; end one of them"))?;
+        ping::stream(self.sources.clone(), request.into_inner(), permit).await.map(Response::new)
+    }
 }
 
 fn uploads(counts: &BTreeMap<&'static str, batch::Counts>) -> Vec<v1::Upload> {
@@ -341,21 +369,6 @@ fn packets_named(counters: Option<&Counters>, name: &str) -> Option<u64> {
 /// Packets that a rule decided; one that decided none yet may be absent.
 fn packets_of(counters: &Counters, position: usize) -> u64 {
     counters.rules.get(&position).map_or(0, |count| count.packets)
-}
-
-fn peer(peer: PeerStatus) -> v1::Peer {
-    v1::Peer {
-        id: peer.id.to_string(),
-        public_key: peer.public_key.to_string(),
-        mesh_ip: peer.mesh_ip.to_string(),
-        endpoint: peer.endpoint.unwrap_or_default(),
-        allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
-        configured: peer.configured,
-        problem: peer.problem.unwrap_or_default(),
-        handshake_age_ms: peer.handshake_age.map(milliseconds),
-        rx_bytes: peer.rx_bytes,
-        tx_bytes: peer.tx_bytes,
-    }
 }
 
 fn policy_rule(rule: &PolicyRule, packets: Option<u64>) -> v1::PolicyRule {

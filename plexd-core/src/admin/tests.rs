@@ -120,11 +120,15 @@ async fn a_healthy_node_says_who_it_is_and_what_it_has() {
     assert_eq!(status.reports.unwrap(), v1::Reports { entries: 5, pending: 2, conflicted: 1 });
     assert_eq!(status.capabilities, ["CAP_NET_ADMIN"]);
 
-    let peers =
-        rig.service.list_peers(Request::new(v1::ListPeersRequest {})).await.unwrap().into_inner().peers;
-    let shown: Vec<_> =
-        peers.iter().map(|peer| (peer.id.as_str(), peer.configured, peer.problem.is_empty())).collect();
-    assert_eq!(shown, [("n_b", true, true), ("n_c", false, false)]);
+    let listed = rig.service.list_peers(Request::new(v1::ListPeersRequest {})).await.unwrap().into_inner();
+    assert_eq!(listed.backend, "kernel");
+    let peers = listed.peers;
+    let shown: Vec<_> = peers
+        .iter()
+        .map(|peer| (peer.id.as_str(), peer.configured, peer.problem.is_empty(), peer.route_state()))
+        .collect();
+    let (routed, hidden) = (v1::RouteState::Routed, v1::RouteState::Hidden);
+    assert_eq!(shown, [("n_b", true, true, routed), ("n_c", false, false, hidden)]);
     let policies =
         rig.service.list_policies(Request::new(v1::ListPoliciesRequest {})).await.unwrap().into_inner();
     let rules = &policies.policies[0].rules;
@@ -274,6 +278,45 @@ async fn events_are_streamed_from_the_last_ones_on_until_core_stops() {
 }
 
 #[tokio::test]
+async fn a_ping_that_cannot_be_is_refused_with_the_reason_before_anything_is_sent() {
+    let mut rig = rig(nobody());
+    rig.reconciler.start().await;
+    tokio::spawn(rig.reconciler.run(Shutdown::new()));
+    let service = &rig.service;
+    let ping = async |peer: &str, count, interval_ms| {
+        let request = v1::PingRequest { peer: peer.to_owned(), count, interval_ms };
+        let Err(refused) = service.ping(Request::new(request)).await else { panic!("{peer} is pinged") };
+        (refused.code(), refused.message().to_owned())
+    };
+    let (denied, hidden) = ("policy denies icmp to n_b (10.100.0.2): no rule allows it", "policy hides n_c");
+    for (peer, count, interval, code, words) in [
+        ("n_b", 1, 1000, Code::Unavailable, denied),
+        ("10.100.0.2", 100, 60_000, Code::Unavailable, denied),
+        ("n_c", 1, 1000, Code::Unavailable, hidden),
+        (
+            "n_d",
+            1,
+            1000,
+            Code::NotFound,
+            "there is no peer n_d; for their ids and addresses: plexd-ctl peers",
+        ),
+        ("10.100.0.9", 1, 1000, Code::NotFound, "there is no peer 10.100.0.9"),
+        ("n_a", 1, 1000, Code::InvalidArgument, "n_a is this node itself"),
+        ("10.100.0.1", 1, 1000, Code::InvalidArgument, "10.100.0.1 is this node itself"),
+        ("n_b", 0, 1000, Code::InvalidArgument, "1 to 100"),
+        ("n_b", 101, 1000, Code::InvalidArgument, "1 to 100"),
+        ("n_b", 1, 99, Code::InvalidArgument, "100 to 60000 ms"),
+        ("n_b", 1, 60_001, Code::InvalidArgument, "100 to 60000 ms"),
+    ] {
+        let (refused, message) = ping(peer, count, interval).await;
+        assert_eq!(refused, code, "{message}");
+        assert!(message.contains(words), "{message}");
+    }
+    let _all = Arc::clone(&service.pings).try_acquire_many_owned(8).unwrap();
+    assert_eq!(ping("n_b", 1, 1000).await.0, Code::ResourceExhausted);
+}
+
+#[tokio::test]
 async fn what_a_queue_loses_is_in_the_status() {
     use crate::control::batch::{Carrier, Limits, Queue, Uplink};
     use crate::control::session::Session;
@@ -312,12 +355,12 @@ fn whatever_changes_something_or_tells_something_is_for_administrators_alone() {
     let root = PeerCredentials { uid: 0, gid: 0, pid: 1, groups: Vec::new() };
     let member = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989, 990] };
     let user = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989] };
-    for rpc in ["Status", "ListPeers", "ListPolicies", "Join", "Deregister", "WatchEvents"] {
+    for rpc in ["Status", "ListPeers", "ListPolicies", "Join", "Deregister", "WatchEvents", "Ping"] {
         let path = format!("/plexd.admin.v1.Admin/{rpc}");
         assert!(gate.allows(&root, &path) && gate.allows(&member, &path), "{rpc}");
         assert!(!gate.allows(&user, &path), "{rpc}");
     }
-    assert_eq!(RULES.len(), 6, "the list above has every row");
+    assert_eq!(RULES.len(), 7, "the list above has every row");
 }
 
 #[test]

@@ -12,8 +12,8 @@ use ipnet::IpNet;
 
 use super::rules::{MARK, ObservedRules, OwnTable, Rule, Uids};
 use super::{
-    Applied, Backend, Counters, DeviceConfig, Ensured, Firewall, KernelError, Network, ObservedDevice,
-    ObservedLink, ObservedPeer, ObservedTable, PeerChange, RouteConflict, WireGuard,
+    AddressConflict, Applied, Backend, Counters, DeviceConfig, Ensured, Firewall, KernelError, Network,
+    ObservedDevice, ObservedLink, ObservedPeer, ObservedTable, PeerChange, RouteConflict, WireGuard,
 };
 use crate::policy::Table;
 use crate::types::PublicKey;
@@ -44,6 +44,8 @@ pub(crate) struct State {
     pub(crate) link: Option<ObservedLink>,
     /// Routes through other interfaces.
     pub(crate) foreign_routes: BTreeMap<IpNet, String>,
+    /// Addresses of other interfaces.
+    pub(crate) foreign_addresses: Vec<AddressConflict>,
     pub(crate) rules: BTreeSet<Rule>,
     /// Tables that somebody else uses.
     pub(crate) taken: BTreeMap<OwnTable, String>,
@@ -221,6 +223,11 @@ impl Network for FakeKernel {
         let mut state = self.change("remove address")?;
         state.link.as_mut().ok_or_else(|| no_device("remove address"))?.addresses.remove(&address);
         Ok(())
+    }
+
+    async fn address_conflicts(&self, _: &str, address: IpAddr) -> Result<Vec<AddressConflict>, KernelError> {
+        let conflicts = self.state().foreign_addresses.clone();
+        Ok(conflicts.into_iter().filter(|conflict| conflict.address.addr() == address).collect())
     }
 
     async fn add_routes(&self, _: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError> {

@@ -184,6 +184,15 @@ pub struct RouteConflict {
     pub owner: Option<String>,
 }
 
+/// An address of the mesh that another interface has as well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AddressConflict {
+    /// The address as it is there, with its prefix length.
+    pub address: IpNet,
+    /// Name of the interface.
+    pub interface: String,
+}
+
 /// Links, addresses and routes.
 #[async_trait]
 pub trait Network: Send + Sync {
@@ -197,6 +206,12 @@ pub trait Network: Send + Sync {
     async fn add_address(&self, interface: &str, address: IpNet) -> Result<(), KernelError>;
     /// Removes an address; one that is not there is no error.
     async fn remove_address(&self, interface: &str, address: IpNet) -> Result<(), KernelError>;
+    /// Returns the interfaces that have the address, but for this one.
+    async fn address_conflicts(
+        &self,
+        interface: &str,
+        address: IpAddr,
+    ) -> Result<Vec<AddressConflict>, KernelError>;
     /// Adds routes through the interface and returns those that somebody else owns, which are left alone.
     async fn add_routes(&self, interface: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError>;
     /// Removes routes through the interface; one that is not there is no error.

@@ -19,7 +19,7 @@ use rtnetlink::packet_route::route::{
 
 use super::rtnl::{self, Link, Rtnl, into_io, within};
 use super::rules::{ObservedRules, OwnTable, Rule, Uids};
-use super::{KernelError, Network, ObservedLink, RouteConflict};
+use super::{AddressConflict, KernelError, Network, ObservedLink, RouteConflict};
 
 /// `rtm_protocol` of the routes plexd adds, by which an administrator tells them from others (`ip route show proto
 /// 112`). 112 is `p`; `/etc/iproute2/rt_protos` gives it to nobody.
@@ -186,6 +186,23 @@ impl RtNetlink {
         Ok(conflicts)
     }
 
+    /// Looks `address` up on every interface but `interface`. The prefix length does not matter.
+    async fn others_with(&self, interface: &str, address: IpAddr) -> io::Result<Vec<AddressConflict>> {
+        let request = self.rtnl.handle()?.address().get();
+        let messages: Vec<AddressMessage> =
+            within(async { request.execute().try_collect().await.map_err(into_io) }).await?;
+        let mut conflicts = Vec::new();
+        for message in messages {
+            let Some(found) = address_of(&message).filter(|found| found.addr() == address) else { continue };
+            // One that went meanwhile is no conflict.
+            let link = self.rtnl.link_by_index(message.header.index).await?;
+            if let Some(link) = link.filter(|link| link.name != interface) {
+                conflicts.push(AddressConflict { address: found, interface: link.name });
+            }
+        }
+        Ok(conflicts)
+    }
+
     async fn add_route(&self, index: u32, destination: IpNet, table: u32) -> io::Result<()> {
         let request = self.rtnl.handle()?.route().add(route_to_add(&destination, index, table));
         within(async { request.execute().await.map_err(into_io) }).await
@@ -332,6 +349,15 @@ impl Network for RtNetlink {
             Err(error) if rtnl::is(&error, Errno::EADDRNOTAVAIL) => Ok(()),
             result => result.map_err(failed),
         }
+    }
+
+    async fn address_conflicts(
+        &self,
+        interface: &str,
+        address: IpAddr,
+    ) -> Result<Vec<AddressConflict>, KernelError> {
+        let failed = |error| KernelError::new("look up who has address", address, error);
+        self.others_with(interface, address).await.map_err(failed)
     }
 
     async fn add_routes(&self, interface: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError> {

@@ -31,13 +31,10 @@ pub(super) struct Advance {
 }
 
 /// Returns the way from `wanted`, which followed from `before`, to what follows from `input`, in which nothing but peers
-/// differs; `None` if there is no short one.
+/// differs; `None` if there is no short one. Where no peer differs either, there is nothing to do.
 pub(super) fn advance(mut wanted: Wanted, before: &Desired, input: &Input<'_>) -> Option<Advance> {
     let changes = changes(before, input.desired)?;
-    if changes.is_empty()
-        || wanted.ownership.is_contested()
-        || !changes.iter().all(|change| is_plain(change, input))
-    {
+    if wanted.ownership.is_contested() || !changes.iter().all(|change| is_plain(change, input)) {
         return None;
     }
     let involved: Vec<&Peer> =

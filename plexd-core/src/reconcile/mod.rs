@@ -4,10 +4,12 @@
 mod advance;
 mod apart;
 mod apply;
+mod conflicts;
 pub mod drift;
 mod names;
 mod ownership;
 mod plan;
+mod routes;
 mod status;
 mod wanted;
 
@@ -21,7 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::{Config, OnStop};
 use crate::identity::{CurrentIdentity, Identity};
-use crate::kernel::{Counters, KernelError, ObservedTable};
+use crate::kernel::{Counters, KernelError, ObservedTable, RouteConflict};
 use crate::policy::PolicySet;
 use crate::state::Desired;
 use crate::status::{Board, Subsystem};
@@ -32,8 +34,10 @@ use apart::Apart;
 use drift::Correction;
 use names::Names;
 use plan::{Memory, Observed, Reading};
+use routes::Routing;
 
 pub use apply::Kernel;
+pub use routes::{Routes, Unrouted, Why};
 pub use status::{MeshStatus, PeerStatus};
 pub use wanted::{Input, Resolved, Wanted, WantedPeer};
 
@@ -127,6 +131,8 @@ pub struct Reconciler {
     refused: Option<String>,
     /// What the kernel should have, as of the last reconciliation.
     wanted: Option<Wanted>,
+    /// Routes that somebody else owned at the last reconciliation.
+    conflicts: Vec<RouteConflict>,
     /// Whether the kernel had all of it then.
     settled: bool,
     last_success: Option<Instant>,
@@ -168,6 +174,7 @@ impl Reconciler {
             policies: Arc::default(),
             refused: None,
             wanted: None,
+            conflicts: Vec::new(),
             settled: false,
             last_success: None,
         };
@@ -238,6 +245,7 @@ impl Reconciler {
         let outcome = self.kernel.apply(&self.config.mesh.interface, &advance.wanted, plan).await;
         self.settled = outcome.is_complete();
         self.report(&outcome.errors, &outcome.conflicts, false);
+        self.conflicts = outcome.conflicts;
         self.wanted = Some(advance.wanted);
         tracing::debug!(cause = "Peers", steps, took_us = begun.elapsed().as_micros(), "reconciled");
         self.tell_drift(Cause::Change, corrections);
@@ -293,6 +301,11 @@ impl Reconciler {
         self.settled = errors.is_empty() && outcome.is_complete();
         errors.extend(outcome.errors);
         self.report(&errors, &outcome.conflicts, outcome.without_log);
+        self.report_claims(&desired, &wanted);
+        if cause != Cause::Change {
+            self.report_address(&wanted).await;
+        }
+        self.conflicts = outcome.conflicts;
         if errors.is_empty() {
             self.last_success = Some(Instant::now());
         }
@@ -376,16 +389,11 @@ impl Reconciler {
         self.wiring.board.set(Subsystem::Mesh, "apart", (!shown.is_empty()).then_some(shown));
     }
 
-    fn report(&self, errors: &[KernelError], conflicts: &[crate::kernel::RouteConflict], without_log: bool) {
+    fn report(&self, errors: &[KernelError], conflicts: &[RouteConflict], without_log: bool) {
         let board = &self.wiring.board;
         let shown = errors.iter().take(3).map(ToString::to_string).collect::<Vec<_>>().join("; ");
         board.set(Subsystem::Mesh, "apply", (!errors.is_empty()).then_some(shown));
-        let routes = conflicts.iter().take(3).map(|conflict| {
-            let owner = conflict.owner.as_deref().unwrap_or("another table entry");
-            format!("route {} belongs to {owner} and is left alone", conflict.destination)
-        });
-        let routes = routes.collect::<Vec<_>>().join("; ");
-        board.set(Subsystem::Mesh, "routes", (!routes.is_empty()).then_some(routes));
+        board.set(Subsystem::Mesh, "routes", conflicts::of_routes(conflicts));
         if without_log {
             tracing::warn!(
                 "this kernel cannot log denied packets (nft_log, nft_limit); they are counted only"
@@ -430,6 +438,7 @@ impl Reconciler {
             self.wiring.board.clear(Subsystem::Policy, "compile");
             self.report(&[], &[], false);
             self.report_blocked(&[]);
+            self.forget_conflicts();
         }
         removed
     }
@@ -453,10 +462,12 @@ impl Reconciler {
 
     async fn status(&self) -> MeshStatus {
         let device = self.kernel.wireguard.observe().await.ok().flatten().unwrap_or_default();
+        let link = reading(self.kernel.network.observe(&self.config.mesh.interface).await, &mut Vec::new());
+        let routing = Routing::new(&link, &self.conflicts);
         MeshStatus {
             backend: self.kernel.wireguard.backend(),
             backend_reason: self.backend_reason.clone(),
-            peers: status::peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device),
+            peers: status::peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device, &routing),
             policies: Arc::clone(&self.policies),
             refused: self.refused.clone(),
             last_success: self.last_success,

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::plan::FRESH;
+use super::routes::{Routes, Routing};
 use super::wanted::Wanted;
 use crate::kernel::{Backend, ObservedDevice};
 use crate::policy::PolicySet;
@@ -69,10 +70,17 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to it.
     pub tx_bytes: u64,
+    /// Whether its allowed IPs are routed through the interface.
+    pub routes: Routes,
 }
 
 /// Returns how each peer is.
-pub(super) fn peers(desired: &Desired, wanted: Option<&Wanted>, device: &ObservedDevice) -> Vec<PeerStatus> {
+pub(super) fn peers(
+    desired: &Desired,
+    wanted: Option<&Wanted>,
+    device: &ObservedDevice,
+    routing: &Routing<'_>,
+) -> Vec<PeerStatus> {
     let now = SystemTime::now();
     let status = |peer: &Arc<crate::state::Peer>| {
         let observed = device.peers.get(&peer.public_key);
@@ -92,6 +100,7 @@ pub(super) fn peers(desired: &Desired, wanted: Option<&Wanted>, device: &Observe
                 .map(|at| now.duration_since(at).unwrap_or_default()),
             rx_bytes: observed.map_or(0, |observed| observed.rx_bytes),
             tx_bytes: observed.map_or(0, |observed| observed.tx_bytes),
+            routes: routing.of(peer, wanted),
         }
     };
     desired.peers.values().map(status).collect()
@@ -115,6 +124,7 @@ mod tests {
                 handshake_age: age.map(Duration::from_secs),
                 rx_bytes: 0,
                 tx_bytes: 0,
+                routes: Routes::Unknown,
             };
             let status = MeshStatus {
                 backend: Backend::Kernel,

@@ -8,6 +8,7 @@ use ipnet::IpNet;
 use tokio::task::JoinHandle;
 
 use super::*;
+use crate::kernel::AddressConflict;
 use crate::kernel::fake::{CHANGE, FakeKernel, OBSERVE};
 use crate::policy::{Action, MAX_RULES, Policy, Rule, Selector, Service};
 use crate::state::Peer;
@@ -186,6 +187,10 @@ async fn a_peer_that_comes_or_goes_is_all_that_is_touched_and_nothing_else_is_lo
     rig.change(Desired::without_b);
     rig.reconciler.follow().await;
     assert_eq!(rig.kernel.take_calls(), ["apply peers", "remove routes"]);
+    // What is not the kernel's concern does not reach it.
+    rig.change(|desired| desired.metadata = Arc::new([("region".to_owned(), "eu".to_owned())].into()));
+    rig.reconciler.follow().await;
+    assert_eq!(rig.kernel.take_calls(), [""; 0]);
     assert!(!rig.board.is_degraded(), "{}", rig.problems());
     assert_eq!(rig.told(), [""; 0]);
     rig.kernel.state().failing.clear();
@@ -408,6 +413,52 @@ async fn a_route_of_somebody_else_is_left_alone_told_and_no_drift() {
     rig.check().await;
     assert_eq!(rig.told(), ["route_added"]);
     assert!(!rig.board.is_degraded());
+}
+
+#[tokio::test]
+async fn what_belongs_to_somebody_else_is_told_with_the_names_and_the_rest_is_up() {
+    let mut rig = rig(ALLOW);
+    let net: IpNet = "10.7.0.0/16".parse().unwrap();
+    rig.change(|desired| {
+        for id in ["n_b", "n_c"] {
+            Arc::make_mut(desired.peers.get_mut(id).unwrap()).allowed_ips.insert(net);
+        }
+    });
+    {
+        let mut state = rig.kernel.state();
+        state.foreign_routes.insert(net, "eth1".to_owned());
+        let (address, interface) = ("10.100.0.1/24".parse().unwrap(), "dummy0".to_owned());
+        state.foreign_addresses.push(AddressConflict { address, interface });
+    }
+    rig.reconciler.start().await;
+    for told in [
+        "route 10.7.0.0/16 belongs to eth1",
+        "allowed IP 10.7.0.0/16 of n_c already belongs to n_b",
+        "mesh address 10.100.0.1 is in use on dummy0, too; remove it there: ip address del 10.100.0.1/24 dev dummy0",
+    ] {
+        assert!(rig.problems().contains(told), "{}", rig.problems());
+    }
+    assert_eq!(rig.kernel.take_calls(), CHANGE);
+    assert_eq!(rig.kernel.state().link().routes, nets(&["10.100.0.2/32", "10.100.0.3/32"]));
+    assert!(rig.reconciler.last_success.is_some());
+    let unrouted = |why| Routes::Incomplete(vec![Unrouted { network: net, why }]);
+    let routes = async |rig: &Rig| {
+        let peers = rig.reconciler.status().await.peers;
+        peers.into_iter().map(|peer| peer.routes).collect::<Vec<_>>()
+    };
+    let expected =
+        [unrouted(Why::Route(Some("eth1".to_owned()))), unrouted(Why::Node("n_b".parse().unwrap()))];
+    assert_eq!(routes(&rig).await, expected);
+
+    rig.kernel.state().foreign_routes.clear();
+    rig.kernel.state().foreign_addresses.clear();
+    rig.change(|desired| {
+        Arc::make_mut(desired.peers.get_mut("n_c").unwrap()).allowed_ips.remove(&net);
+    });
+    rig.reconciler.reconcile(Cause::Change).await;
+    rig.check().await;
+    assert!(!rig.board.is_degraded(), "{}", rig.problems());
+    assert_eq!(routes(&rig).await, [Routes::Routed, Routes::Routed]);
 }
 
 #[tokio::test]

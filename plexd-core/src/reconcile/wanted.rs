@@ -106,6 +106,11 @@ impl Input<'_> {
         Ok(wanted)
     }
 
+    /// Returns what policies are read against.
+    pub fn policy_context(&self) -> Context {
+        self.context(&self.ownership())
+    }
+
     /// Whose network is whose. Peers that are left out for this node's own id or key own nothing.
     fn ownership(&self) -> Ownership {
         Ownership::new((&self.identity.node_id, self.identity.mesh_ip), &self.others().collect::<Vec<_>>())

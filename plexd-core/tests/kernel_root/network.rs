@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::{IpNet, Ipv4Net};
 use plexd_core::kernel::network::{ROUTE_PROTOCOL, RtNetlink};
-use plexd_core::kernel::{Network, RouteConflict};
+use plexd_core::kernel::{AddressConflict, Network, RouteConflict};
 
 use crate::namespace::Namespace;
 
@@ -240,6 +240,22 @@ fn root_an_address_with_another_prefix_length_is_not_taken_for_the_one_asked_for
         network.add_address("plexd0", "fd00::1/64".parse().unwrap()).await.unwrap();
         let error = network.add_address("plexd0", "fd00::1/128".parse().unwrap()).await.unwrap_err();
         assert!(error.to_string().contains("fd00::1/128 to plexd0"), "{error}");
+    });
+}
+
+#[test]
+fn root_who_else_has_an_address_is_told_whatever_the_prefix_length() {
+    let namespace = with_interface();
+    namespace.command("ip address add 10.100.0.1/24 dev far0; ip address add fd00::1/64 dev far0");
+    namespace.command("ip address add 10.100.0.1/32 dev plexd0; ip address add 10.100.0.2/32 dev plexd0");
+    namespace.run(|| async {
+        let network = RtNetlink::new().unwrap();
+        for (address, there) in [("10.100.0.1", "10.100.0.1/24"), ("fd00::1", "fd00::1/64")] {
+            let conflicts = network.address_conflicts("plexd0", address.parse().unwrap()).await.unwrap();
+            let (address, interface) = (there.parse().unwrap(), "far0".to_owned());
+            assert_eq!(conflicts, [AddressConflict { address, interface }]);
+        }
+        assert_eq!(network.address_conflicts("plexd0", "10.100.0.2".parse().unwrap()).await.unwrap(), []);
     });
 }
 

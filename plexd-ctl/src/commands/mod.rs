@@ -5,6 +5,7 @@ mod deregister;
 mod events;
 mod join;
 mod peers;
+mod ping;
 mod policies;
 mod status;
 
@@ -45,6 +46,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Join(arguments) => join::run(client, arguments, &cli.global).await,
         Command::Deregister(arguments) => deregister::run(client, &arguments, &cli.global).await,
+        Command::Ping(arguments) => ping::run(client, &arguments, &cli.global).await,
         Command::Events(arguments) => events::run(client, &arguments, &cli.global).await,
     }
 }

@@ -12,6 +12,7 @@ mod faults;
 mod lifecycle;
 mod mesh;
 mod offline;
+mod ping;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
 mod privileges;
 mod rotation;

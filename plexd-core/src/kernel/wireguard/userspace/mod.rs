@@ -105,15 +105,16 @@ impl Shared {
         move |error| KernelError::new(operation, &self.interface, error)
     }
 
-    /// Returns the interface if it is there and is the one that was made.
+    /// Returns the interface if it is there; one of its name that was not made here is an error, so that nobody looks for
+    /// addresses and routes on it.
     async fn link(&self) -> io::Result<Option<Link>> {
-        let link = self.rtnl.link(&self.interface).await?;
+        let Some(link) = self.rtnl.link(&self.interface).await? else { return Ok(None) };
         let index = self.state().index;
-        let link = link.filter(|link| Some(link.index) == index);
-        if let Some(link) = &link {
-            self.follow_mtu(link.mtu);
+        if Some(link.index) != index {
+            return Err(foreign(&link));
         }
-        Ok(link)
+        self.follow_mtu(link.mtu);
+        Ok(Some(link))
     }
 
     fn follow_mtu(&self, mtu: u32) {
@@ -232,12 +233,12 @@ impl Shared {
     /// answer, where the kernel goes on as long as there is a keepalive to send.
     async fn initiate(&self, peers: &[PublicKey]) {
         let Ok(device) = self.device() else { return };
-        for (count, peer) in peers.iter().enumerate() {
-            // One poll sends the initiation; what follows would only wait for its answer.
-            let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
-            if count % BATCH == BATCH - 1 {
-                tokio::task::yield_now().await;
+        for peers in peers.chunks(BATCH) {
+            for peer in peers {
+                // One poll sends the initiation; what follows would only wait for its answer.
+                let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
             }
+            tokio::task::yield_now().await;
         }
     }
 }
@@ -301,7 +302,18 @@ impl WireGuard for UserspaceWireGuard {
         let device = shared.device_with_key().map_err(failed())?;
         for changes in changes.chunks(BATCH) {
             shared.edit(&device, changes).await.map_err(failed())?;
-            let kept_alive: Vec<PublicKey> = changes.iter().filter_map(kept_alive).collect();
+        }
+        let kept_alive: Vec<PublicKey> = changes.iter().filter_map(kept_alive).collect();
+        if kept_alive.len() > BATCH {
+            // Nobody waits for thousands of handshakes; the task ends by itself, or with the device.
+            let shared = Arc::downgrade(&self.shared);
+            tokio::spawn(async move {
+                for keys in kept_alive.chunks(BATCH) {
+                    let Some(shared) = shared.upgrade() else { return };
+                    shared.initiate(keys).await;
+                }
+            });
+        } else {
             shared.initiate(&kept_alive).await;
         }
         Ok(())
