@@ -71,7 +71,13 @@ impl Node {
     /// Starts plexd-core and waits until it answers plexd-ctl.
     #[track_caller]
     pub fn start_core(&mut self) {
-        let mut core = self.spawn_core();
+        self.start_core_from(&self.host.program("plexd-core"));
+    }
+
+    /// Starts the plexd-core that is at `program` within the host, and waits until it answers plexd-ctl.
+    #[track_caller]
+    pub fn start_core_from(&mut self, program: &str) {
+        let mut core = self.host.spawn("plexd-core", &[program, "run", "--config", CONFIG]);
         core.wait_ready("an answer to plexd-ctl", || {
             let output = self.ctl(&["status"]);
             if output.is_success() { Ok(()) } else { Err(output) }

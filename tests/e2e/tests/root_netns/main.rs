@@ -6,6 +6,8 @@ mod bad_input;
 mod conformance;
 mod control_plane;
 mod deregister;
+mod drift;
+mod endpoints;
 mod events;
 mod faults;
 mod lifecycle;
@@ -13,5 +15,6 @@ mod mesh;
 mod offline;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
 mod privileges;
+mod restart;
 mod rotation;
 mod support;

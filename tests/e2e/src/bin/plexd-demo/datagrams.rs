@@ -3,10 +3,12 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::UdpSocket;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
@@ -28,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Room for datagrams that wait for this program, in bytes: what is lost is to be the tunnel's loss.
 const BUFFER: usize = 8 << 20;
 
-/// Sends from `own` to `peer` for `seconds`, receives meanwhile, and returns how many were sent, how many different ones
+/// Sends from `own` to `peer` for `seconds`, or until SIGTERM, receives meanwhile, and returns how many were sent, how many different ones
 /// came in time and how many too late, the longest time in which none came in time, and how late this program was at most
 /// with sending one (a busy machine), both in milliseconds.
 pub(crate) fn exchange(own: &str, peer: &str, seconds: &str) -> io::Result<Value> {
@@ -37,11 +39,12 @@ pub(crate) fn exchange(own: &str, peer: &str, seconds: &str) -> io::Result<Value
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
     socket.connect(peer)?;
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let is_asked_to_stop = stop_on_sigterm()?;
     meet(&socket)?;
     let is_over = AtomicBool::new(false);
     let ((sent, latest), received) = thread::scope(|scope| {
         let receiver = scope.spawn(|| receive(&socket, &is_over));
-        let sent = send(&socket, Duration::from_secs(seconds));
+        let sent = send(&socket, Duration::from_secs(seconds), &is_asked_to_stop);
         thread::sleep(LINGER);
         is_over.store(true, Ordering::Relaxed);
         (sent, receiver.join().unwrap_or_default())
@@ -55,6 +58,21 @@ pub(crate) fn exchange(own: &str, peer: &str, seconds: &str) -> io::Result<Value
         "longest_gap_ms": gap,
         "latest_ms": latest,
     }))
+}
+
+/// Returns what is true once the process was asked to end. Threads that are started later leave the signal to this.
+fn stop_on_sigterm() -> io::Result<Arc<AtomicBool>> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    let is_asked_to_stop = Arc::<AtomicBool>::default();
+    let told = Arc::clone(&is_asked_to_stop);
+    thread::spawn(move || {
+        if signals.wait().is_ok() {
+            told.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(is_asked_to_stop)
 }
 
 /// Greets until the other end does, so that none is lost because nobody listens yet.
@@ -71,12 +89,12 @@ fn meet(socket: &UdpSocket) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::TimedOut, "the other end does not answer"))
 }
 
-/// Sends one each beat, and returns how many and how late at most; one that the tunnel refuses counts as sent.
-fn send(socket: &UdpSocket, time: Duration) -> (u64, Duration) {
+/// Sends one each beat until the time is over or it is asked to stop, and returns how many and how late at most; one that the tunnel refuses counts as sent.
+fn send(socket: &UdpSocket, time: Duration, is_asked_to_stop: &AtomicBool) -> (u64, Duration) {
     let start = Instant::now();
     let mut number: u64 = 0;
     let mut late = Duration::ZERO;
-    while start.elapsed() < time {
+    while start.elapsed() < time && !is_asked_to_stop.load(Ordering::Relaxed) {
         let datagram = u128::from(number) << 64 | u128::from(clock());
         let _ = socket.send(&datagram.to_be_bytes());
         number += 1;
