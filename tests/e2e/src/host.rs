@@ -198,14 +198,14 @@ impl Host {
     /// Runs a program to its end as root; one that takes longer than a minute is killed.
     #[track_caller]
     pub fn run(&self, line: &[&str]) -> Output {
-        Output::of(self.command("timeout").args(["--kill-after=5", PATIENCE]).args(line), line)
+        Output::of(self.command("timeout").args(["-k", "5", PATIENCE]).args(line), line)
     }
 
     /// Runs a program to its end as somebody else; one that takes longer than a minute is killed.
     #[track_caller]
     pub fn run_as(&self, who: As<'_>, line: &[&str]) -> Output {
         let mut command = self.command("timeout");
-        command.args(["--kill-after=5", PATIENCE]).args(who.setpriv()).args(line);
+        command.args(["-k", "5", PATIENCE]).args(who.setpriv()).args(line);
         Output::of(&mut command, line)
     }
 

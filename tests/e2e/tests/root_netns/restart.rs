@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use plexd_e2e::{Flow, Loss, wait_until};
+use plexd_e2e::{Daemon, Flow, Loss, wait_until};
 use serde_json::json;
 
 use crate::support::{Member, Mesh, SOON};
@@ -66,6 +66,12 @@ fn replace_core(member: &mut Member, way: Way, round: u64) {
     member.wait_status("the peer in WireGuard", |status| status["mesh"]["peers_configured"] == 1);
 }
 
+/// Starts what prints every change of links, addresses and routes.
+fn a_monitor(member: &Member) -> Daemon {
+    let line = ["ip", "-o", "monitor", "link", "address", "route"];
+    member.node.host().spawn("monitor", &line)
+}
+
 #[expect(clippy::print_stdout, reason = "the figures are what `make bench-mesh` shows")]
 fn show(is_kernel: bool, replacements: u64, loss: Loss) {
     let Loss { sent, late, longest_gap_ms, latest_ms, .. } = loss;
@@ -75,7 +81,7 @@ fn show(is_kernel: bool, replacements: u64, loss: Loss) {
         "restarts of core, {backend} WireGuard: {replacements} lost {lost} of {sent} datagrams ({late} came over a second late), longest gap {longest_gap_ms} ms (senders up to {latest_ms} ms late)"
     );
     if is_kernel {
-        println!("bench mesh.vm.restart_lost_datagrams {lost} datagrams");
+        println!("bench mesh.restart_lost_datagrams {lost} datagrams");
     }
 }
 
@@ -89,6 +95,7 @@ fn a_core_that_is_restarted_killed_or_upgraded_leaves_the_kernels_tunnel_as_it_i
     let rounds = std::env::var("PLEXD_E2E_RESTARTS").ok().and_then(|text| text.parse().ok());
     let rounds = rounds.unwrap_or(ROUNDS);
     let [a, b] = [&mesh.a, &mesh.b].map(|member| (member.node.host().clone(), member.mesh_ip.clone()));
+    let monitor = a_monitor(&mesh.b);
     let flow = Flow::endless((&a.0, &a.1), (&b.0, &b.1), 0);
     std::thread::sleep(Duration::from_secs(2));
     for round in 0..rounds {
@@ -111,6 +118,8 @@ fn a_core_that_is_restarted_killed_or_upgraded_leaves_the_kernels_tunnel_as_it_i
         }
     }
     let loss = flow.stop();
+    let changes = monitor.log();
+    assert!(!is_kernel || !changes.contains("plexd0"), "core changed what was right: {changes}");
     show(is_kernel, 3 * rounds, loss);
     assert!(loss.never_arrived() < loss.sent, "{loss:?}");
 }
