@@ -15,14 +15,13 @@ const HUNDRED: Duration = Duration::from_mins(2);
 
 /// Prints what the kernel has of a node's mesh, but for what changes by itself: counters, the time of handshakes, the
 /// interface's index.
-const KERNEL_STATE: &str = r#"
-ip -o link show plexd0 | grep -oE '<.*>|mtu [0-9]+'
-ip -o address show dev plexd0 scope global | awk '{ print $3, $4 }'
-ip route show dev plexd0
+const KERNEL_STATE: &str = r"
+printf '%s\n' 'link show plexd0' 'address show dev plexd0 scope global' 'route show dev plexd0' |
+    ip -oneline -batch - | sed -E 's/^[0-9]+: //; s/ (qdisc|state) .*//'
 ip -6 route show dev plexd0 | grep -v ^fe80
 wg show plexd0 dump | awk 'NR == 1 { print $2, $3 } NR > 1 { print $1, $2, $3, $4, $8 }' | sort
 nft --stateless list table inet plexd
-"#;
+";
 
 /// What somebody does, what kind of correction answers it, and a word of its detail. `$A` is the other node's address.
 type Edit = (&'static str, &'static str, &'static str);

@@ -75,13 +75,13 @@ fn a_monitor(member: &Member) -> Daemon {
 #[expect(clippy::print_stdout, reason = "the figures are what `make bench-mesh` shows")]
 fn show(is_kernel: bool, replacements: u64, loss: Loss) {
     let Loss { sent, late, longest_gap_ms, latest_ms, .. } = loss;
-    let lost = loss.never_arrived();
+    let missing = loss.never_arrived();
     let backend = if is_kernel { "kernel" } else { "built-in" };
     println!(
-        "restarts of core, {backend} WireGuard: {replacements} lost {lost} of {sent} datagrams ({late} came over a second late), longest gap {longest_gap_ms} ms (senders up to {latest_ms} ms late)"
+        "restarts of core, {backend} WireGuard: {replacements} lost {missing} of {sent} datagrams ({late} came over a second late), longest gap {longest_gap_ms} ms (senders up to {latest_ms} ms late)"
     );
     if is_kernel {
-        println!("bench mesh.restart_lost_datagrams {lost} datagrams");
+        println!("bench mesh.restart_lost_datagrams {missing} datagrams");
     }
 }
 
