@@ -10,7 +10,8 @@ AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 IN_VM = $(AS_ROOT) env "PATH=$$PATH"
 
 .DEFAULT_GOAL := help
-.PHONY: help dependencies dependencies-vm build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet
+.PHONY: help dependencies dependencies-vm build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet \
+    dependencies-bench bench-mesh
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -86,3 +87,11 @@ bench-control: build dependencies-vm ## what a rotation of a node's key loses, o
 # Timers make these figures, not the speed of the code: the profile that is built already will do.
 bench-fleet: ## what 1,000 nodes ask of their control plane: at start, in steady state, after an outage (8 minutes)
 	$(CARGO) bench --locked --profile dev --package plexd-core --bench fleet
+
+dependencies-bench: dependencies
+	@packaging/install-dependencies apt-dependencies-bench
+
+bench-mesh: dependencies-bench ## what a mesh of 1, 10, 1,000 and 10,000 peers costs a node, and what the built-in WireGuard carries beside wireguard-go
+	$(CARGO) build --locked --release --bins --package plexd-core --package plexd-ctl --package plexd-devcp --package plexd-e2e
+	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-mesh
+	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-throughput

@@ -350,8 +350,11 @@ fn open_kernel(
     // One notification that waits is enough: whoever takes it looks at everything.
     let (tell, changes) = mpsc::channel(1);
     let mut monitor = firewall.monitor()?;
+    let network = Arc::new(RtNetlink::new()?);
+    let asked_by = Arc::clone(&network);
     let mut links = LinkChanges::new(&config.mesh.interface, Watched::Everything)
-        .context("cannot listen to the kernel's links")?;
+        .context("cannot listen to the kernel's links")?
+        .by_others(move |port| port == asked_by.port());
     supervisor.spawn("kernel_changes", async move {
         loop {
             // Cancel safe: both say so of themselves.
@@ -364,9 +367,7 @@ fn open_kernel(
             let _ = tell.try_send(());
         }
     });
-    let network = RtNetlink::new()?;
-    let kernel =
-        Kernel { wireguard: chosen.wireguard, network: Arc::new(network), firewall: Arc::new(firewall) };
+    let kernel = Kernel { wireguard: chosen.wireguard, network, firewall: Arc::new(firewall) };
     Ok((kernel, chosen.reason, changes))
 }
 

@@ -43,7 +43,11 @@ pub struct LinkChanges {
     socket: TokioSocket,
     buffer: Vec<u8>,
     interface: Interface,
+    is_own: IsOwn,
 }
+
+/// Tells by the netlink port of who asked for a change whether it is not to be told.
+type IsOwn = Box<dyn Fn(u32) -> bool + Send + Sync>;
 
 /// An interface and the index it has at the moment.
 struct Interface {
@@ -63,11 +67,17 @@ impl LinkChanges {
         // After the subscription, so that no change falls between the two.
         let index = nix::net::if_::if_nametoindex(interface).ok();
         let interface = Interface { name: interface.to_owned(), index };
-        Ok(Self { socket, buffer: Vec::with_capacity(DATAGRAM), interface })
+        Ok(Self { socket, buffer: Vec::with_capacity(DATAGRAM), interface, is_own: Box::new(|_| false) })
     }
 
-    /// Waits for a change. Several may be told as one; changes made by this process are told as well. Cancelling the
-    /// wait loses nothing.
+    /// Leaves out changes of addresses and routes that were asked for from a netlink port that `is_own`.
+    #[must_use]
+    pub fn by_others(mut self, is_own: impl Fn(u32) -> bool + Send + Sync + 'static) -> Self {
+        self.is_own = Box::new(is_own);
+        self
+    }
+
+    /// Waits for a change. Several may be told as one. Cancelling the wait loses nothing.
     ///
     /// # Errors
     /// If the socket fails.
@@ -75,7 +85,7 @@ impl LinkChanges {
         loop {
             self.buffer.clear();
             match self.socket.recv_from(&mut self.buffer).await {
-                Ok(_) if self.interface.is_concerned_by_any(&self.buffer) => return Ok(()),
+                Ok(_) if self.interface.is_concerned_by_any(&self.buffer, &self.is_own) => return Ok(()),
                 Ok(_) => {}
                 // The kernel had more to say than the receive buffer holds: what, nobody knows.
                 Err(error) if error.raw_os_error() == Some(Errno::ENOBUFS as i32) => {
@@ -89,12 +99,13 @@ impl LinkChanges {
 }
 
 impl Interface {
-    fn is_concerned_by_any(&mut self, datagram: &[u8]) -> bool {
+    fn is_concerned_by_any(&mut self, datagram: &[u8], is_own: &dyn Fn(u32) -> bool) -> bool {
         let mut rest = datagram;
         let mut concerned = false;
         while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest) {
             // Every message is looked at: the index is learned from them.
-            concerned |= self.is_concerned_by(&message.payload);
+            concerned |= self.is_concerned_by(&message.payload)
+                && !(is_part(&message.payload) && is_own(message.header.port_number));
             let length = (message.header.length as usize).next_multiple_of(4);
             let Some(next) = rest.get(length..).filter(|next| length > 0 && !next.is_empty()) else { break };
             rest = next;
@@ -138,6 +149,13 @@ impl Interface {
     }
 }
 
+/// Whether it is about an address or a route. The kernel says of links that it changed them itself, whoever asked for it.
+fn is_part(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    use RouteNetlinkMessage::{DelAddress, DelRoute, NewAddress, NewRoute};
+    let NetlinkPayload::InnerMessage(message) = payload else { return false };
+    matches!(message, NewAddress(_) | DelAddress(_) | NewRoute(_) | DelRoute(_))
+}
+
 fn interface_of(route: &RouteMessage) -> Option<u32> {
     route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
@@ -147,6 +165,8 @@ fn interface_of(route: &RouteMessage) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
+    use rtnetlink::packet_route::address::AddressMessage;
+
     use super::*;
 
     fn link(index: u32, name: &str) -> LinkMessage {
@@ -184,8 +204,32 @@ mod tests {
             (vec![route()], false, None),
         ];
         for (number, (messages, concerned, index)) in steps.into_iter().enumerate() {
-            assert_eq!(interface.is_concerned_by_any(&datagram(messages)), concerned, "step {number}");
+            assert_eq!(
+                interface.is_concerned_by_any(&datagram(messages), &|_| false),
+                concerned,
+                "step {number}"
+            );
             assert_eq!(interface.index, index, "step {number}");
+        }
+    }
+
+    #[test]
+    fn what_was_asked_for_from_an_own_port_concerns_nobody_unless_it_is_the_link() {
+        let mut interface = Interface { name: "plexd0".into(), index: Some(7) };
+        let mut route = RouteMessage::default();
+        route.attributes.push(RouteAttribute::Oif(7));
+        let mut address = AddressMessage::default();
+        address.header.index = 7;
+        let messages = [
+            (RouteNetlinkMessage::NewRoute(route), false),
+            (RouteNetlinkMessage::DelAddress(address), false),
+            (RouteNetlinkMessage::NewLink(link(7, "plexd0")), true),
+        ];
+        // The port of a message that no port is written into is 0.
+        for (message, concerned) in messages {
+            let datagram = datagram(vec![message]);
+            assert_eq!(interface.is_concerned_by_any(&datagram, &|port| port == 0), concerned);
+            assert!(interface.is_concerned_by_any(&datagram, &|port| port == 4711));
         }
     }
 
@@ -193,15 +237,15 @@ mod tests {
     fn a_renamed_interface_concerns_once_and_is_gone() {
         let mut interface = Interface { name: "plexd0".into(), index: Some(7) };
         let renamed = datagram(vec![RouteNetlinkMessage::NewLink(link(7, "other0"))]);
-        assert!(interface.is_concerned_by_any(&renamed));
-        assert!(!interface.is_concerned_by_any(&renamed));
+        assert!(interface.is_concerned_by_any(&renamed, &|_| true));
+        assert!(!interface.is_concerned_by_any(&renamed, &|_| true));
     }
 
     #[test]
     fn garbage_concerns_nobody() {
         let mut interface = Interface { name: "plexd0".into(), index: Some(7) };
         for garbage in [[].as_slice(), &[0; 16], &[0xff; 100]] {
-            assert!(!interface.is_concerned_by_any(garbage));
+            assert!(!interface.is_concerned_by_any(garbage, &|_| false));
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::pin;
 
 use async_trait::async_trait;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -13,7 +14,7 @@ use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 
 use super::rtnl::{self, Link, Rtnl, into_io, within};
@@ -25,6 +26,9 @@ pub const ROUTE_PROTOCOL: u8 = 112;
 
 /// Requests under way at a time. The kernel's answers wait in the socket's receive buffer, which holds some 270.
 const IN_FLIGHT: usize = 64;
+
+/// Addresses that are asked for one by one; for more, all routes are read.
+const FEW: usize = 16;
 
 /// [`Network`] of the kernel, in the network namespace of the thread that created it.
 #[derive(Debug)]
@@ -40,6 +44,11 @@ impl RtNetlink {
     pub fn new() -> Result<Self, KernelError> {
         let rtnl = Rtnl::new().map_err(|error| KernelError::new("open", "an rtnetlink socket", error))?;
         Ok(Self { rtnl })
+    }
+
+    /// Returns the netlink port that changes are asked for from, which the kernel tells whoever follows them.
+    pub fn port(&self) -> u32 {
+        self.rtnl.port()
     }
 
     /// Looks the interface up for `operation`, for which it must be there.
@@ -100,6 +109,38 @@ impl RtNetlink {
                         && destination_of(route).is_some_and(|to| destinations.contains(&to))
                 });
                 foreign.extend(owners_of(&routes));
+            }
+        }
+        Ok(foreign)
+    }
+
+    /// As [`RtNetlink::foreign`], by one question for each destination where they are few and single addresses: that costs
+    /// the same however many routes there are.
+    async fn foreign_to(
+        &self,
+        index: u32,
+        destinations: &[IpNet],
+    ) -> io::Result<BTreeMap<IpNet, Option<u32>>> {
+        if destinations.len() > FEW || !destinations.iter().all(is_host) {
+            return self.foreign(index, destinations).await;
+        }
+        let mut foreign = BTreeMap::new();
+        for destination in destinations {
+            let request = self.rtnl.handle()?.route().get(route_to_match(destination));
+            let answer = within(async { pin!(request.execute()).try_next().await.map_err(into_io) }).await;
+            let route = match answer {
+                Ok(route) => route,
+                Err(error) if rtnl::is(&error, Errno::ENETUNREACH) => None,
+                // Perhaps a route that leads nowhere, of which the kernel says no more.
+                Err(_) => return self.foreign(index, destinations).await,
+            };
+            let is_foreign = |route: &RouteMessage| {
+                table_of(route) == u32::from(RouteHeader::RT_TABLE_MAIN)
+                    && destination_of(route) == Some(*destination)
+                    && !route.attributes.contains(&RouteAttribute::Oif(index))
+            };
+            if let Some(route) = route.filter(is_foreign) {
+                foreign.insert(*destination, interface_of(&route));
             }
         }
         Ok(foreign)
@@ -197,7 +238,7 @@ impl Network for RtNetlink {
     async fn add_routes(&self, interface: &str, routes: &[IpNet]) -> Result<Vec<RouteConflict>, KernelError> {
         let index = self.require("add routes through", interface).await?.index;
         let failed = |error| KernelError::new("read the routes that conflict with", interface, error);
-        let mut taken = self.foreign(index, routes).await.map_err(failed)?;
+        let mut taken = self.foreign_to(index, routes).await.map_err(failed)?;
         let free: Vec<IpNet> =
             routes.iter().filter(|route| !taken.contains_key(&route.trunc())).copied().collect();
         let mut results = stream::iter(free)
@@ -219,8 +260,10 @@ impl Network for RtNetlink {
             let object = format!("{destination} through {interface}");
             return Err(KernelError::new("add route", object, error));
         }
-        // Through our interface, unless somebody added one since.
-        taken.extend(self.foreign(index, &there).await.map_err(failed)?);
+        if !there.is_empty() {
+            // Through our interface, unless somebody added one since.
+            taken.extend(self.foreign(index, &there).await.map_err(failed)?);
+        }
         self.conflicts(taken).await.map_err(failed)
     }
 
@@ -353,6 +396,21 @@ fn route_to_add(destination: &IpNet, index: u32) -> RouteMessage {
         IpNet::V4(_) => RouteScope::Link,
         IpNet::V6(_) => RouteScope::Universe,
     };
+    message
+}
+
+/// Whether it is a single address.
+fn is_host(net: &IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+/// Asks for the route that leads to an address, as it is in its table.
+fn route_to_match(destination: &IpNet) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family_of(destination);
+    message.header.destination_prefix_length = destination.prefix_len();
+    message.header.flags = RouteFlags::FibMatch;
+    message.attributes = vec![RouteAttribute::Destination(destination.addr().into())];
     message
 }
 

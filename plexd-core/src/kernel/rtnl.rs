@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::sys::{AsyncSocket, SocketAddr};
 use rtnetlink::{Handle, LinkWireguard};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -35,13 +36,21 @@ struct Connection {
     handle: Handle,
     /// Carries messages between the handle and the socket; ends only if the socket fails.
     task: AbortOnDropHandle<()>,
+    /// The socket's port, by which the kernel says who asked for a change.
+    port: u32,
 }
 
 impl Connection {
     fn open() -> io::Result<Self> {
         // Strict checking makes the kernel filter dumps by interface and table, since Linux 4.20.
-        let (connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
-        Ok(Self { handle, task: AbortOnDropHandle::new(tokio::spawn(connection)) })
+        let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
+        let mut address = SocketAddr::new(0, 0);
+        connection.socket_mut().socket_ref().get_address(&mut address)?;
+        Ok(Self {
+            port: address.port_number(),
+            handle,
+            task: AbortOnDropHandle::new(tokio::spawn(connection)),
+        })
     }
 }
 
@@ -58,6 +67,11 @@ impl Rtnl {
             *connection = Connection::open()?;
         }
         Ok(connection.handle.clone())
+    }
+
+    /// Returns the port that changes are asked for from.
+    pub(crate) fn port(&self) -> u32 {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner).port
     }
 
     /// Looks up the interface `name`; `None` if there is none.

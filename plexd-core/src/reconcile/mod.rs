@@ -1,6 +1,7 @@
 //! The reconciler: the only owner of the kernel. It observes what is there, plans what differs from what is wanted, and
 //! takes those steps and no others ([`wanted`], [`plan`]: pure; [`apply`]: the only code that changes the kernel).
 
+mod advance;
 mod apply;
 pub mod drift;
 mod names;
@@ -23,6 +24,7 @@ use crate::state::Desired;
 use crate::status::{Board, Subsystem};
 use crate::supervisor::Shutdown;
 
+use advance::Advance;
 use drift::Correction;
 use names::Names;
 use plan::{Memory, Observed, Reading};
@@ -119,6 +121,8 @@ pub struct Reconciler {
     refused: Option<String>,
     /// What the kernel should have, as of the last reconciliation.
     wanted: Option<Wanted>,
+    /// Whether the kernel had all of it then.
+    settled: bool,
     last_success: Option<Instant>,
 }
 
@@ -157,6 +161,7 @@ impl Reconciler {
             policies: Arc::default(),
             refused: None,
             wanted: None,
+            settled: false,
             last_success: None,
         };
         (Mesh { requests: sender }, reconciler)
@@ -176,7 +181,7 @@ impl Reconciler {
             // Cancel safe: every arm only learns that something is to be done, and nothing is lost with it.
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                Ok(()) = self.wiring.desired.changed() => self.reconcile(Cause::Change).await,
+                Ok(()) = self.wiring.desired.changed() => self.follow().await,
                 Ok(()) = self.wiring.identity.changed() => self.reconcile(Cause::Start).await,
                 _ = period.tick() => self.reconcile(Cause::Check).await,
                 Some(()) = self.wiring.kernel_changes.recv() => {
@@ -206,12 +211,57 @@ impl Reconciler {
         Ok(())
     }
 
+    /// Takes up what the control plane wants now: by the short way, where a few peers changed in a kernel that is known to be
+    /// as it should, else by a reconciliation.
+    async fn follow(&mut self) {
+        let begun = Instant::now();
+        let Some(advance) = self.advance() else { return self.reconcile(Cause::Change).await };
+        let mut plan = advance.plan;
+        self.memory.follow(&advance.changed, &advance.wanted);
+        let steps = plan.steps.len();
+        let corrections = plan.steps.iter_mut().flat_map(|planned| planned.corrections.drain(..)).collect();
+        let outcome = self.kernel.apply(&self.config.mesh.interface, &advance.wanted, plan).await;
+        self.settled = outcome.is_complete();
+        self.report(&outcome.errors, &outcome.conflicts, false);
+        self.wanted = Some(advance.wanted);
+        tracing::debug!(cause = "Peers", steps, took_us = begun.elapsed().as_micros(), "reconciled");
+        self.tell_drift(Cause::Change, corrections);
+    }
+
+    /// Returns the short way from what was wanted to what is wanted now, and has taken up what that is; `None` if there is
+    /// none, or if somebody changed the kernel.
+    fn advance(&mut self) -> Option<Advance> {
+        let before = self.goal.clone()?;
+        self.take_up_news();
+        let after = self.goal.as_ref()?;
+        let same = Arc::ptr_eq(&before.identity, &after.identity)
+            && Arc::ptr_eq(&before.desired.policies, &after.desired.policies)
+            && Arc::ptr_eq(&self.policies, &after.desired.policies);
+        if !same || !self.settled || !self.wiring.kernel_changes.is_empty() {
+            return None;
+        }
+        // Taken: should there be no short way, the long one makes another.
+        let wanted = self.wanted.take()?;
+        let input = Input {
+            desired: &after.desired,
+            policies: &after.desired.policies,
+            identity: &after.identity,
+            mesh: &self.config.mesh,
+            settings: self.config.policy,
+            resolved: self.names.resolved(),
+        };
+        advance::advance(wanted, &before.desired, &input)
+    }
+
     async fn reconcile(&mut self, cause: Cause) {
         if cause != Cause::Check {
             self.take_up_news();
         }
         let Some(Goal { identity, desired }) = self.goal.clone() else { return };
-        let wanted = self.wanted(&desired, &identity);
+        let begun = Instant::now();
+        // A check does not take up anything new: what was wanted still is.
+        let unchanged = if cause == Cause::Check { self.wanted.take() } else { None };
+        let wanted = unchanged.unwrap_or_else(|| self.wanted(&desired, &identity));
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
         let now = SystemTime::now();
@@ -220,13 +270,16 @@ impl Reconciler {
         self.names.ask_for(&desired, |peer| {
             cause == Cause::Check && wanted.peers.contains_key(peer) && !plan::is_heard(&observed, peer, now)
         });
+        let steps = plan.steps.len();
         let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
+        self.settled = errors.is_empty() && outcome.is_complete();
         errors.extend(outcome.errors);
         self.report(&errors, &outcome.conflicts, outcome.without_log);
         if errors.is_empty() {
             self.last_success = Some(Instant::now());
         }
         self.wanted = Some(wanted);
+        tracing::debug!(?cause, steps, took_us = begun.elapsed().as_micros(), "reconciled");
         self.tell_drift(cause, outcome.corrections);
     }
 
@@ -335,6 +388,7 @@ impl Reconciler {
     pub async fn take_down(&mut self) -> Result<(), KernelError> {
         self.take_up_news();
         let removed = self.tear_down().await;
+        self.settled = false;
         if self.goal.is_none() {
             self.wanted = None;
             self.memory = Memory::default();

@@ -14,29 +14,79 @@ use crate::state::Peer;
 use crate::types::NodeId;
 
 /// Owners by network.
-#[derive(Debug)]
-pub(super) struct Ownership<'a> {
-    owners: BTreeMap<IpNet, &'a NodeId>,
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Ownership {
+    owners: BTreeMap<IpNet, NodeId>,
+    /// Whether somebody claims what belongs to another.
+    contested: bool,
 }
 
-impl<'a> Ownership<'a> {
+impl Ownership {
     /// Decides between this node with its address, and its peers in the order of their ids.
-    pub(super) fn new(own: (&'a NodeId, IpAddr), peers: &[&'a Peer]) -> Self {
-        let mut owners = BTreeMap::from([(IpNet::from(own.1), own.0)]);
+    pub(super) fn new(own: (&NodeId, IpAddr), peers: &[&Peer]) -> Self {
+        let mut ownership = Self::default();
+        ownership.claim(IpNet::from(own.1), own.0);
         for peer in peers {
-            owners.entry(IpNet::from(peer.mesh_ip)).or_insert(&peer.id);
+            ownership.claim(IpNet::from(peer.mesh_ip), &peer.id);
         }
         for peer in peers {
             for net in &peer.allowed_ips {
-                owners.entry(net.trunc()).or_insert(&peer.id);
+                ownership.claim(net.trunc(), &peer.id);
             }
         }
-        Self { owners }
+        ownership
+    }
+
+    fn claim(&mut self, net: IpNet, claimant: &NodeId) {
+        let owner = self.owners.entry(net).or_insert_with(|| claimant.clone());
+        self.contested |= owner != claimant;
+    }
+
+    /// Returns whether somebody claims what belongs to another.
+    pub(super) fn is_contested(&self) -> bool {
+        self.contested
+    }
+
+    /// Gives `peer` all it claims, if that touches nothing of anybody else; returns whether it does not.
+    pub(super) fn add_apart(&mut self, peer: &Peer) -> bool {
+        let claims = claims(peer);
+        let is_apart = self.are_apart(&claims, &peer.id);
+        if is_apart {
+            self.owners.extend(claims.into_iter().map(|net| (net, peer.id.clone())));
+        }
+        is_apart
+    }
+
+    /// Takes back what `peer` claims, if that touches nothing of anybody else; returns whether it does not. To be asked only
+    /// where nothing is contested.
+    pub(super) fn remove_apart(&mut self, peer: &Peer) -> bool {
+        let claims = claims(peer);
+        let is_apart = self.are_apart(&claims, &peer.id);
+        if is_apart {
+            for net in claims {
+                self.owners.remove(&net);
+            }
+        }
+        is_apart
+    }
+
+    fn are_apart(&self, nets: &BTreeSet<IpNet>, id: &NodeId) -> bool {
+        nets.iter().all(|net| self.is_apart(net, id))
+    }
+
+    /// Returns whether nothing of anybody but `id` lies at, in or around the network.
+    fn is_apart(&self, net: &IpNet, id: &NodeId) -> bool {
+        let foreign = |owner: &NodeId| owner != id;
+        let around = (0..=net.prefix_len()).filter_map(|bits| IpNet::new(net.addr(), bits).ok());
+        let within =
+            self.owners.range((Bound::Excluded(*net), Bound::Included(IpNet::from(net.broadcast()))));
+        !around.filter_map(|around| self.owners.get(&around.trunc())).any(foreign)
+            && !within.map(|(_, owner)| owner).any(foreign)
     }
 
     /// Returns the owner of exactly this network.
-    pub(super) fn owner(&self, net: &IpNet) -> Option<&'a NodeId> {
-        self.owners.get(&net.trunc()).copied()
+    pub(super) fn owner(&self, net: &IpNet) -> Option<&NodeId> {
+        self.owners.get(&net.trunc())
     }
 
     /// Returns the addresses of each owner, as networks; no address has two owners. Networks of others are cut out of
@@ -49,10 +99,15 @@ impl<'a> Ownership<'a> {
             let within = self.owners.range((Bound::Excluded(*net), Bound::Included(last)));
             let others: Vec<IpNet> =
                 within.filter(|(_, other)| *other != owner).map(|(other, _)| *other).collect();
-            cut_out(*net, &others, members.entry((*owner).clone()).or_default());
+            cut_out(*net, &others, members.entry(owner.clone()).or_default());
         }
         members
     }
+}
+
+/// Returns what a peer claims.
+pub(super) fn claims(peer: &Peer) -> BTreeSet<IpNet> {
+    peer.allowed_ips.iter().map(IpNet::trunc).chain([IpNet::from(peer.mesh_ip)]).collect()
 }
 
 /// Adds what is left of `net` without `holes`, which lie in it and are sorted.

@@ -105,6 +105,20 @@ impl Memory {
         Self { endpoints: wanted.peers.iter().filter_map(endpoint).collect(), heard: self.heard }
     }
 
+    /// Takes over where the peers of these keys are wanted now.
+    pub(super) fn follow(&mut self, changed: &[PublicKey], wanted: &Wanted) {
+        for key in changed {
+            match wanted.peers.get(key).map(|peer| peer.config.endpoint) {
+                Some(Some(endpoint)) => drop(self.endpoints.insert(*key, endpoint)),
+                Some(None) => drop(self.endpoints.remove(key)),
+                None => {
+                    self.endpoints.remove(key);
+                    self.heard.remove(key);
+                }
+            }
+        }
+    }
+
     /// Returns whether the peer was heard of late, be it under the key it had before.
     fn is_fresh(&self, key: &PublicKey, peer: &ObservedPeer, now: SystemTime) -> bool {
         is_fresh(self.heard(key, peer), now)
@@ -142,7 +156,7 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed, memory: &Memory, now: S
 }
 
 impl Plan {
-    fn add(&mut self, step: Step, corrections: Vec<Correction>) {
+    pub(super) fn add(&mut self, step: Step, corrections: Vec<Correction>) {
         self.steps.push(Planned { step, corrections });
     }
 

@@ -38,8 +38,11 @@ pub(crate) fn desired(peers: impl IntoIterator<Item = Peer>) -> Desired {
 }
 
 pub(crate) fn policies(rules: &[(&str, &str, Action)]) -> Arc<PolicySet> {
-    let selector =
-        |text: &str| if text == "*" { Selector::Any } else { Selector::Node(text.parse().unwrap()) };
+    let selector = |text: &str| match (text, text.parse()) {
+        ("*", _) => Selector::Any,
+        (_, Ok(net)) => Selector::Net(net),
+        (id, Err(_)) => Selector::Node(id.parse().unwrap()),
+    };
     let rules = rules.iter().map(|(src, dst, action)| Rule {
         src: selector(src),
         dst: selector(dst),
@@ -164,6 +167,57 @@ async fn a_start_brings_everything_up_and_is_no_drift() {
     assert_eq!(device.public_key, Some(identity().private_key.public()));
     assert_eq!(device.peers.keys().copied().collect::<Vec<_>>(), [key(2), key(3)]);
     assert_eq!(state.link.as_ref().unwrap().routes, nets(&["10.100.0.2/32", "10.100.0.3/32"]));
+}
+
+fn come(rig: &Rig, id: &str, seed: u8) {
+    let peer = peer(id, seed, None);
+    rig.change(|desired| drop(desired.peers.insert(peer.id.clone(), peer.into())));
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_or_goes_is_all_that_is_touched_and_nothing_else_is_looked_at() {
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().failing.extend(OBSERVE);
+    come(&rig, "n_d", 4);
+    rig.reconciler.follow().await;
+    assert_eq!(rig.kernel.take_calls(), ["apply peers", "add routes"]);
+    rig.change(Desired::without_b);
+    rig.reconciler.follow().await;
+    assert_eq!(rig.kernel.take_calls(), ["apply peers", "remove routes"]);
+    assert!(!rig.board.is_degraded(), "{}", rig.problems());
+    assert_eq!(rig.told(), [""; 0]);
+    rig.kernel.state().failing.clear();
+    assert_eq!(rig.check().await, [""; 0]);
+    assert_eq!(rig.kernel.state().link().routes, nets(&["10.100.0.3/32", "10.100.0.4/32"]));
+}
+
+#[tokio::test]
+async fn everything_is_looked_at_where_the_kernel_may_not_be_as_it_should() {
+    // Somebody changed the kernel, and it is about to be looked at.
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().table = None;
+    rig.kernel_changes.try_send(()).unwrap();
+    come(&rig, "n_d", 4);
+    rig.reconciler.follow().await;
+    assert_eq!(rig.kernel.take_calls(), ["replace table", "apply peers", "add routes"]);
+    // The last change did not work.
+    let mut rig = started(ALLOW).await;
+    rig.kernel.state().failing.insert("apply peers");
+    come(&rig, "n_d", 4);
+    rig.reconciler.follow().await;
+    assert!(rig.problems().contains("apply peers"), "{}", rig.problems());
+    rig.kernel.state().failing.clear();
+    rig.kernel.take_calls();
+    come(&rig, "n_e", 5);
+    rig.reconciler.follow().await;
+    assert_eq!(rig.kernel.take_calls(), ["apply peers", "add routes"]);
+    assert_eq!(rig.kernel.state().device.as_ref().unwrap().peers.len(), 4);
+    assert!(!rig.board.is_degraded(), "{}", rig.problems());
+    // Another policy is more than a peer.
+    let mut rig = started("").await;
+    rig.change(|desired| desired.policies = policies(&[("*", "*", Action::Allow)]));
+    rig.reconciler.follow().await;
+    assert_eq!(rig.kernel.take_calls(), ["replace table", "apply peers", "add routes"]);
 }
 
 #[tokio::test]

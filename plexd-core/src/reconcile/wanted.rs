@@ -30,6 +30,8 @@ pub struct Wanted {
     pub table: Option<Table>,
     /// Peers that are wanted and not configured, or not as wanted, and why.
     pub problems: BTreeMap<NodeId, String>,
+    /// What belongs to whom.
+    pub(super) ownership: Ownership,
 }
 
 /// A peer and how it is to be configured.
@@ -84,13 +86,22 @@ impl Input<'_> {
             routes: BTreeSet::new(),
             table,
             problems: BTreeMap::new(),
+            ownership,
         };
-        self.add_peers(&mut wanted, &ownership, &policy::visible(self.policies, &context));
+        let visible = policy::visible(self.policies, &context);
+        let is_this_node = self.is_this_node();
+        for peer in self.desired.peers.values() {
+            if is_this_node(peer) {
+                wanted.problems.insert(peer.id.clone(), "has this node's own id or key".to_owned());
+            } else {
+                self.add_peer(&mut wanted, peer, visible.contains(&peer.id));
+            }
+        }
         Ok(wanted)
     }
 
     /// Whose network is whose. Peers that are left out for this node's own id or key own nothing.
-    fn ownership(&self) -> Ownership<'_> {
+    fn ownership(&self) -> Ownership {
         Ownership::new((&self.identity.node_id, self.identity.mesh_ip), &self.others().collect::<Vec<_>>())
     }
 
@@ -100,18 +111,23 @@ impl Input<'_> {
     }
 
     /// Returns what tells a peer that has this node's own id or key.
-    fn is_this_node(&self) -> impl Fn(&Peer) -> bool {
+    pub(super) fn is_this_node(&self) -> impl Fn(&Peer) -> bool {
         // Once for all of them: it takes a multiplication on the curve.
         let own_key = self.identity.private_key.public();
         move |peer| peer.id == self.identity.node_id || peer.public_key == own_key
     }
 
-    fn context(&self, ownership: &Ownership<'_>) -> Context {
+    fn context(&self, ownership: &Ownership) -> Context {
         let mut members = ownership.members();
         // Also those to whom nothing belongs of what they claim.
         for peer in self.others() {
             members.entry(peer.id.clone()).or_default();
         }
+        self.context_of(members)
+    }
+
+    /// Returns what policies are read against where these are the members.
+    pub(super) fn context_of(&self, members: BTreeMap<NodeId, BTreeSet<IpNet>>) -> Context {
         Context {
             node: self.identity.node_id.clone(),
             mesh_ip: self.identity.mesh_ip,
@@ -123,56 +139,48 @@ impl Input<'_> {
         }
     }
 
-    fn add_peers(&self, wanted: &mut Wanted, ownership: &Ownership<'_>, visible: &BTreeSet<NodeId>) {
-        let is_this_node = self.is_this_node();
-        for peer in self.desired.peers.values() {
-            if is_this_node(peer) {
-                wanted.problems.insert(peer.id.clone(), "has this node's own id or key".to_owned());
-                continue;
-            }
-            if !visible.contains(&peer.id) {
-                wanted.problems.insert(peer.id.clone(), HIDDEN.to_owned());
-                continue;
-            }
-            let mut allowed_ips = BTreeSet::new();
-            for net in &peer.allowed_ips {
-                match ownership.owner(net) {
-                    Some(owner) if *owner != peer.id => {
-                        let problem =
-                            format!("allowed IP {net} already belongs to {owner}; it is left there");
-                        wanted.problems.insert(peer.id.clone(), problem);
-                    }
-                    _ => {
-                        allowed_ips.insert(*net);
-                    }
-                }
-            }
-            for net in &allowed_ips {
-                if net.prefix_len() == 0 {
-                    let problem =
-                        format!("allowed IP {net} covers everything and is not routed in this version");
-                    wanted.problems.insert(peer.id.clone(), problem);
-                } else {
-                    wanted.routes.insert(*net);
-                }
-            }
-            let endpoint = match &peer.endpoint {
-                Some(Endpoint::Address(address)) => Some(*address),
-                Some(name) => self.resolved.get(name).copied(),
-                None => None,
-            };
-            if let (Some(name), None) = (&peer.endpoint, endpoint) {
-                wanted.problems.insert(peer.id.clone(), format!("endpoint {name} cannot be resolved"));
-            }
-            let config = PeerConfig {
-                public_key: peer.public_key,
-                preshared_key: peer.psk.clone(),
-                endpoint,
-                allowed_ips,
-                persistent_keepalive: self.mesh.persistent_keepalive,
-            };
-            wanted.peers.insert(peer.public_key, WantedPeer { id: peer.id.clone(), config });
+    /// Adds a peer that is not this node, and says why it, or a part of it, is not configured.
+    pub(super) fn add_peer(&self, wanted: &mut Wanted, peer: &Peer, is_visible: bool) {
+        if !is_visible {
+            wanted.problems.insert(peer.id.clone(), HIDDEN.to_owned());
+            return;
         }
+        let mut allowed_ips = BTreeSet::new();
+        for net in &peer.allowed_ips {
+            match wanted.ownership.owner(net) {
+                Some(owner) if *owner != peer.id => {
+                    let problem = format!("allowed IP {net} already belongs to {owner}; it is left there");
+                    wanted.problems.insert(peer.id.clone(), problem);
+                }
+                _ => {
+                    allowed_ips.insert(*net);
+                }
+            }
+        }
+        for net in &allowed_ips {
+            if net.prefix_len() == 0 {
+                let problem = format!("allowed IP {net} covers everything and is not routed in this version");
+                wanted.problems.insert(peer.id.clone(), problem);
+            } else {
+                wanted.routes.insert(*net);
+            }
+        }
+        let endpoint = match &peer.endpoint {
+            Some(Endpoint::Address(address)) => Some(*address),
+            Some(name) => self.resolved.get(name).copied(),
+            None => None,
+        };
+        if let (Some(name), None) = (&peer.endpoint, endpoint) {
+            wanted.problems.insert(peer.id.clone(), format!("endpoint {name} cannot be resolved"));
+        }
+        let config = PeerConfig {
+            public_key: peer.public_key,
+            preshared_key: peer.psk.clone(),
+            endpoint,
+            allowed_ips,
+            persistent_keepalive: self.mesh.persistent_keepalive,
+        };
+        wanted.peers.insert(peer.public_key, WantedPeer { id: peer.id.clone(), config });
     }
 }
 

@@ -338,7 +338,8 @@ impl Desired {
             secret_refs,
             sections,
         } = self;
-        (peers.ptr_eq(&old.peers) || *peers == old.peers)
+        // Unlike a comparison, a difference does not look at what both share.
+        peers.diff(&old.peers).next().is_none()
             && *rejected_peers == old.rejected_peers
             && *policies == old.policies
             && *policies_rejected == old.policies_rejected

@@ -112,6 +112,61 @@ fn root_routes_of_others_are_reported_with_their_interface_and_left_alone() {
     assert_eq!(after, before.replace("10.3.0.0/16 dev plexd0 scope link \n", ""));
 }
 
+/// A few single addresses are asked for one by one.
+#[test]
+fn root_routes_of_others_to_single_addresses_are_reported_whatever_their_metric_and_kind() {
+    let namespace = with_interface();
+    for line in [
+        "ip link set plexd0 up",
+        "ip link add other0 type bridge",
+        "ip link set other0 up",
+        "ip route add 10.0.0.0/8 dev other0",
+        "ip route add 10.1.0.1/32 dev other0 metric 50",
+        "ip -6 route add fd01::1/128 dev other0 metric 50",
+        "ip -6 route add fd02::/64 dev other0",
+        "ip address add 10.4.0.1/32 dev other0",
+        "ip route add 10.5.0.1/32 dev plexd0",
+    ] {
+        namespace.command(line);
+    }
+    let told = |wanted: &[&str]| {
+        let wanted = list(wanted);
+        namespace.run(|| async move {
+            let network = RtNetlink::new().unwrap();
+            let conflicts = network.add_routes("plexd0", &wanted).await.unwrap();
+            let told =
+                conflicts.into_iter().map(|conflict| (conflict.destination.to_string(), conflict.owner));
+            let told: Vec<_> = told.collect();
+            let routes = network.observe("plexd0").await.unwrap().unwrap().routes;
+            for route in wanted {
+                let is_told = told.iter().any(|(told, _)| *told == route.to_string());
+                assert_ne!(routes.contains(&route), is_told, "{route}");
+            }
+            told
+        })
+    };
+    let other = Some("other0".to_owned());
+    let wanted = [
+        "10.1.0.1/32",
+        "10.2.0.1/32",
+        "10.5.0.1/32",
+        "172.16.0.1/32",
+        "fd01::1/128",
+        "fd02::1/128",
+        "fd03::1/128",
+    ];
+    for _ in 0..2 {
+        assert_eq!(
+            told(&wanted),
+            [("10.1.0.1/32".to_owned(), other.clone()), ("fd01::1/128".to_owned(), other.clone())]
+        );
+    }
+    namespace.command("ip route add blackhole 10.3.0.1/32");
+    namespace.command("ip route add prohibit 10.3.0.2/32 metric 7");
+    let wanted = ["10.3.0.1/32", "10.3.0.2/32", "10.3.0.3/32"];
+    assert_eq!(told(&wanted), [("10.3.0.1/32".to_owned(), None), ("10.3.0.2/32".to_owned(), None)]);
+}
+
 #[test]
 fn root_a_route_of_somebody_else_with_another_metric_is_neither_overridden_nor_overlooked() {
     let namespace = with_interface();

@@ -10,6 +10,7 @@ use super::*;
 use crate::kernel::fake::State;
 use crate::kernel::{Counters, DeviceConfig};
 use crate::policy::Table;
+use crate::reconcile::ownership::Ownership;
 use crate::reconcile::tests::{key, nets};
 use crate::types::{PresharedKey, PrivateKey};
 
@@ -55,6 +56,7 @@ fn settled() -> (Wanted, Observed) {
         routes: nets(&["10.100.0.2/32", "10.7.0.0/16", "10.100.0.3/32"]),
         table: Some(Table::default()),
         problems: BTreeMap::new(),
+        ownership: Ownership::default(),
     };
     let device = ObservedDevice {
         public_key: Some(wanted.device.private_key.public()),
@@ -455,6 +457,7 @@ prop_compose! {
             }).collect(),
             table: policy.then(Table::default),
             problems: BTreeMap::new(),
+            ownership: Ownership::default(),
         }
     }
 }
