@@ -30,7 +30,8 @@ type Edit = (&'static str, &'static str, &'static str);
 const ANNOUNCED: [Edit; 11] = [
     ("ip link del plexd0", "interface_restored", "the interface was missing"),
     (
-        "ip link set plexd0 down && ip link set plexd0 name other0",
+        // In one go, before it is up again: an interface that is up keeps its name.
+        r"printf 'link set plexd0 down\nlink set plexd0 name other0\n' | ip -batch -",
         "interface_restored",
         "the interface was missing",
     ),
@@ -122,7 +123,9 @@ fn wait_repaired(mesh: &Mesh, state: &str, corrections: &[(&str, &str)], before:
     for (correction, before) in corrections.iter().zip(before) {
         wait_until(SOON, &format!("the report of {correction:?}"), || told(mesh, b, *correction) > *before);
     }
-    b.node.host().run(&["ping", "-c1", "-W5", &a.mesh_ip]).expect_success();
+    wait_until(SOON, &format!("a ping back after {at}"), || {
+        b.node.host().run(&["ping", "-c1", "-W1", &a.mesh_ip]).is_success()
+    });
 }
 
 #[test]
