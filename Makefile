@@ -6,6 +6,8 @@ CARGO ?= cargo
 PROGRAMS := $(or $(CARGO_TARGET_DIR),target)/debug
 # The demo and most tests make network namespaces.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+# What builds tests and runs them in a virtual machine.
+IN_VM = $(AS_ROOT) env "PATH=$$PATH"
 
 .DEFAULT_GOAL := help
 .PHONY: help dependencies dependencies-vm build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet \
@@ -29,13 +31,14 @@ check: dependencies ## format, licences of dependencies, lints and documentation
 	RUSTDOCFLAGS='-Dwarnings -Arustdoc::private_intra_doc_links' \
 	    $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
-test: build ## every test; as root, for those in network namespaces
+test: build dependencies-vm ## every test; as root, for those in network namespaces and in a virtual machine
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	    set -x; $(CARGO) nextest run --locked --workspace --no-fail-fast; \
 	else \
 	    set -x; $(CARGO) test --locked --workspace --lib --bins --tests --no-fail-fast; \
 	fi
 	$(CARGO) test --locked --workspace --doc
+	$(IN_VM) tests/vm/test
 
 # Those whose names begin with long_, of which nothing is in `make test`.
 LONG_BY_NEXTEST = $(CARGO) nextest run --locked --workspace --no-fail-fast --success-output immediate \
@@ -75,11 +78,11 @@ demo-down: ## remove what `make demo KEEP=1` left
 dependencies-vm: dependencies
 	@packaging/install-dependencies apt-dependencies-vm
 
-test-vm: build dependencies-vm ## what needs another kernel than this: WireGuard of the kernel, in a virtual machine (as root)
-	$(AS_ROOT) env "PATH=$$PATH" tests/vm/test
+test-vm: build dependencies-vm ## part of it: what needs another kernel than this, with WireGuard, in a virtual machine; as root
+	$(IN_VM) tests/vm/test
 
 bench-control: build dependencies-vm ## what a rotation of a node's key loses, of 1,000 datagrams a second each way, here and in a virtual machine
-	$(AS_ROOT) env "PATH=$$PATH" tests/vm/bench-control
+	$(IN_VM) tests/vm/bench-control
 
 # Timers make these figures, not the speed of the code: the profile that is built already will do.
 bench-fleet: ## what 1,000 nodes ask of their control plane: at start, in steady state, after an outage (8 minutes)

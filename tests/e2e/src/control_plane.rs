@@ -1,16 +1,11 @@
 //! plexd-devcp in a host: the control plane of a lab, and what a test tells it by its admin API.
 
-use std::fs;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::io;
 
 use serde_json::{Value, json};
 
-use crate::http::{HttpAnswer, curl};
-use crate::output::Output;
+use crate::http::{HttpAnswer, request};
 use crate::{Daemon, Host};
-
-/// Requests made, to name their files apart.
-static REQUESTS: AtomicU32 = AtomicU32::new(0);
 
 /// Where the admin API listens, within the host.
 const ADMIN: &str = "127.0.0.1:8444";
@@ -46,7 +41,7 @@ impl ControlPlane {
             match self.try_admin("GET", "/admin/nodes", None) {
                 Ok(answer) if answer.status == 200 => Ok(()),
                 Ok(answer) => Err(answer.to_string()),
-                Err(output) => Err(output.to_string()),
+                Err(error) => Err(error.to_string()),
             }
         });
         self.daemon = Some(daemon);
@@ -172,7 +167,8 @@ impl ControlPlane {
     /// success.
     #[track_caller]
     pub fn admin(&self, method: &str, path: &str, body: Option<&Value>) -> Value {
-        let answer = self.try_admin(method, path, body).unwrap_or_else(|output| panic!("{output}"));
+        let answer =
+            self.try_admin(method, path, body).unwrap_or_else(|error| panic!("{method} {path}: {error}"));
         assert!((200..300).contains(&answer.status), "{method} {path}: {answer}");
         if answer.body.is_empty() { Value::Null } else { answer.json() }
     }
@@ -180,25 +176,10 @@ impl ControlPlane {
     /// Makes a request to the admin API and returns whatever comes.
     ///
     /// # Errors
-    /// What `curl` said when there was no answer.
-    #[track_caller]
-    pub fn try_admin(&self, method: &str, path: &str, body: Option<&Value>) -> Result<HttpAnswer, Output> {
-        let url = format!("http://{ADMIN}{path}");
-        let mut arguments = vec!["--request", method, &url];
-        // In a file: it may be larger than an argument can be.
-        let file =
-            self.host.directory().join(format!("request-{}.json", REQUESTS.fetch_add(1, Ordering::Relaxed)));
-        let data = format!("@{}", file.display());
-        if let Some(body) = body {
-            fs::write(&file, body.to_string()).expect("the lab's directory can be written");
-            arguments.extend(["--header", "Content-Type: application/json", "--data-binary", &data]);
-        }
-        let answer = curl(&self.host, None, &arguments);
-        if body.is_some() {
-            // What stays goes with the lab.
-            let _ = fs::remove_file(&file);
-        }
-        answer
+    /// Why there was no answer.
+    pub fn try_admin(&self, method: &str, path: &str, body: Option<&Value>) -> io::Result<HttpAnswer> {
+        let body = body.map(Value::to_string);
+        request(&self.host, ADMIN, (method, path), body.as_deref())
     }
 
     fn state_directory(&self) -> String {

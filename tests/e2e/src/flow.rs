@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{Daemon, Host};
@@ -11,6 +12,9 @@ const FIRST_PORT: u16 = 7000;
 
 /// How long a flow may take to begin and to end beside its time, in seconds.
 const GRACE: u64 = 30;
+
+/// How long a flow goes on that nobody stops, in seconds.
+const ENDLESS: u64 = 3_600;
 
 /// A flow that runs. Dropping it ends it.
 #[derive(Debug)]
@@ -34,6 +38,13 @@ pub struct Loss {
     pub latest_ms: u64,
 }
 
+impl Loss {
+    /// Returns how many never arrived, not even late.
+    pub fn never_arrived(&self) -> u64 {
+        self.lost.saturating_sub(self.late)
+    }
+}
+
 impl Flow {
     /// Starts one between two hosts, each with its address, that lasts `seconds`. `number` tells flows of the same hosts
     /// apart.
@@ -47,6 +58,22 @@ impl Flow {
             host.spawn(&name, &[&program, "datagrams", &own, &peer, &seconds.to_string()])
         };
         Self { ends: [end(a, b.1), end(b, a.1)], seconds }
+    }
+
+    /// Starts one that lasts until [`Flow::stop`].
+    #[track_caller]
+    pub fn endless(a: (&Host, &str), b: (&Host, &str), number: u16) -> Self {
+        Self::start(a, b, number, ENDLESS)
+    }
+
+    /// Ends it, and tells what was lost of it.
+    #[track_caller]
+    pub fn stop(mut self) -> Loss {
+        for end in &self.ends {
+            end.signal(Signal::SIGTERM);
+        }
+        self.seconds = 0;
+        self.finish()
     }
 
     /// Waits until it is over.

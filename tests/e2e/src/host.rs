@@ -14,7 +14,7 @@ use nix::unistd::{Gid, Uid, chown};
 use crate::binaries;
 use crate::daemon::Daemon;
 use crate::output::Output;
-use crate::requirements::{PATH, tool};
+use crate::requirements::{PATH, find, tool};
 use crate::users;
 
 /// Directories that every host has for itself: mode, and the user and group that owns it (as in `packaging/tmpfiles.d`).
@@ -183,7 +183,7 @@ impl Host {
         command
             .arg(format!("--net=/run/netns/{}", self.0.netns))
             .arg(format!("--mount=/proc/{}/ns/mnt", self.0.holder_pid))
-            .args(["--", program])
+            .args(["--", &located(program)])
             .env_clear()
             .env("PATH", PATH)
             .env("LANG", "C.UTF-8")
@@ -198,14 +198,17 @@ impl Host {
     /// Runs a program to its end as root; one that takes longer than a minute is killed.
     #[track_caller]
     pub fn run(&self, line: &[&str]) -> Output {
-        Output::of(self.command("timeout").args(["--kill-after=5", PATIENCE]).args(line), line)
+        let mut command = self.command("timeout");
+        command.args(["-k", "5", PATIENCE, &located(line[0])]).args(&line[1..]);
+        Output::of(&mut command, line)
     }
 
     /// Runs a program to its end as somebody else; one that takes longer than a minute is killed.
     #[track_caller]
     pub fn run_as(&self, who: As<'_>, line: &[&str]) -> Output {
         let mut command = self.command("timeout");
-        command.args(["--kill-after=5", PATIENCE]).args(who.setpriv()).args(line);
+        let setpriv = who.setpriv();
+        command.args(["-k", "5", PATIENCE, &located(&setpriv[0])]).args(&setpriv[1..]).args(line);
         Output::of(&mut command, line)
     }
 
@@ -267,6 +270,13 @@ impl Drop for Inner {
         // The lab killed it with everything else in the namespace, or leaves it; here it is only reaped.
         let _ = holder.try_wait();
     }
+}
+
+/// Returns the path of a program that is given by its name: busybox, which the virtual machine has for what starts others,
+/// would take an applet of its own for it.
+fn located(program: &str) -> String {
+    let path = (!program.contains('/')).then(|| find(program)).flatten();
+    path.map_or_else(|| program.to_owned(), |path| path.display().to_string())
 }
 
 /// Returns a shell line that succeeds if something listens on TCP port `port` (column `local_address`, state 0A).

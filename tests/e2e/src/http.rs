@@ -1,12 +1,23 @@
-//! HTTP as a person would speak it, by `curl` within a host: what the tests know of HTTP is not what plexd knows.
+//! HTTP as a person would speak it, by `curl` within a host: what the tests know of HTTP is not what plexd knows. And
+//! HTTP without a program, for what tests ask all the time of what is not under test.
 
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
 
 use crate::host::{As, Host};
 use crate::output::Output;
 
 /// How long `curl` may take, in seconds.
 const PATIENCE: &str = "30";
+
+/// How long the other end may be silent.
+const SILENCE: Duration = Duration::from_secs(30);
 
 /// The answer to a request.
 #[derive(Debug, Clone)]
@@ -45,7 +56,7 @@ impl HttpAnswer {
         assert_eq!(self.status, status, "{self}");
     }
 
-    /// Parses what `curl --include` printed.
+    /// Parses an answer as it came, or what `curl --include` printed.
     fn parse(text: &str) -> Option<Self> {
         let (head, body) = text.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
@@ -82,6 +93,40 @@ pub(crate) fn curl(host: &Host, who: Option<As<'_>>, arguments: &[&str]) -> Resu
         return Err(output);
     }
     HttpAnswer::parse(&output.stdout).ok_or(output)
+}
+
+/// Makes a request to `address` from within the network namespace of `host`, with a body of JSON perhaps.
+///
+/// # Errors
+/// If there is no answer, or none that can be read.
+pub(crate) fn request(
+    host: &Host,
+    address: &str,
+    (method, path): (&str, &str),
+    body: Option<&str>,
+) -> io::Result<HttpAnswer> {
+    let length = body.map_or(0, str::len);
+    // In version 1.0 an answer ends with its connection.
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
+    );
+    let exchange = || {
+        let namespace = File::open(format!("/run/netns/{}", host.netns()))?;
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(SILENCE))?;
+        stream.write_all(&[head.as_bytes(), body.unwrap_or_default().as_bytes()].concat())?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    };
+    // The namespace is the thread's.
+    let answer: io::Result<String> = thread::scope(|scope| {
+        let exchanged = scope.spawn(exchange).join();
+        exchanged.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    });
+    let answer = answer?;
+    HttpAnswer::parse(&answer).ok_or_else(|| io::Error::other(format!("no answer: {answer}")))
 }
 
 #[cfg(test)]

@@ -46,7 +46,8 @@ fn programs(list: &str) -> impl Iterator<Item = (&str, &str)> {
         .map(|(program, package)| (program, package.trim()))
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+/// Returns where the program is.
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let own = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&own)
         .chain(env::split_paths(PATH))

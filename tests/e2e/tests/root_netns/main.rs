@@ -6,6 +6,8 @@ mod bad_input;
 mod conformance;
 mod control_plane;
 mod deregister;
+mod drift;
+mod endpoints;
 mod events;
 mod everything;
 mod faults;
@@ -15,5 +17,6 @@ mod offline;
 mod ping;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
 mod privileges;
+mod restart;
 mod rotation;
 mod support;

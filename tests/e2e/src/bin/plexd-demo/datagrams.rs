@@ -3,15 +3,20 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::net::UdpSocket;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::{Value, json};
 
 /// Time between two datagrams: 1,000 a second.
 const BEAT: Duration = Duration::from_millis(1);
+
+/// How late a beat may be and still be made up for.
+const BEHIND: Duration = Duration::from_millis(50);
 
 /// How long to wait for what is still under way after the last one was sent.
 const LINGER: Duration = Duration::from_secs(2);
@@ -28,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Room for datagrams that wait for this program, in bytes: what is lost is to be the tunnel's loss.
 const BUFFER: usize = 8 << 20;
 
-/// Sends from `own` to `peer` for `seconds`, receives meanwhile, and returns how many were sent, how many different ones
+/// Sends from `own` to `peer` for `seconds`, or until SIGTERM, receives meanwhile, and returns how many were sent, how many different ones
 /// came in time and how many too late, the longest time in which none came in time, and how late this program was at most
 /// with sending one (a busy machine), both in milliseconds.
 pub(crate) fn exchange(own: &str, peer: &str, seconds: &str) -> io::Result<Value> {
@@ -37,11 +42,12 @@ pub(crate) fn exchange(own: &str, peer: &str, seconds: &str) -> io::Result<Value
     setsockopt(&socket, sockopt::RcvBufForce, &BUFFER)?;
     socket.connect(peer)?;
     socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+    let is_asked_to_stop = stop_on_sigterm()?;
     meet(&socket)?;
     let is_over = AtomicBool::new(false);
     let ((sent, latest), received) = thread::scope(|scope| {
         let receiver = scope.spawn(|| receive(&socket, &is_over));
-        let sent = send(&socket, Duration::from_secs(seconds));
+        let sent = send(&socket, Duration::from_secs(seconds), &is_asked_to_stop);
         thread::sleep(LINGER);
         is_over.store(true, Ordering::Relaxed);
         (sent, receiver.join().unwrap_or_default())
@@ -55,6 +61,21 @@ pub(crate) fn exchange(own: &str, peer: &str, seconds: &str) -> io::Result<Value
         "longest_gap_ms": gap,
         "latest_ms": latest,
     }))
+}
+
+/// Returns what is true once the process was asked to end. Threads that are started later leave the signal to this.
+fn stop_on_sigterm() -> io::Result<Arc<AtomicBool>> {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.thread_block()?;
+    let is_asked_to_stop = Arc::<AtomicBool>::default();
+    let told = Arc::clone(&is_asked_to_stop);
+    thread::spawn(move || {
+        if signals.wait().is_ok() {
+            told.store(true, Ordering::Relaxed);
+        }
+    });
+    Ok(is_asked_to_stop)
 }
 
 /// Greets until the other end does, so that none is lost because nobody listens yet.
@@ -71,20 +92,27 @@ fn meet(socket: &UdpSocket) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::TimedOut, "the other end does not answer"))
 }
 
-/// Sends one each beat, and returns how many and how late at most; one that the tunnel refuses counts as sent.
-fn send(socket: &UdpSocket, time: Duration) -> (u64, Duration) {
-    let start = Instant::now();
+/// Sends one each beat until the time is over or it is asked to stop, and returns how many and how late at most; one that
+/// the tunnel refuses counts as sent. Beats that were missed by more than [`BEHIND`] are given up: to make up for them in one
+/// go would be another flow, which no queue bridges.
+fn send(socket: &UdpSocket, time: Duration, is_asked_to_stop: &AtomicBool) -> (u64, Duration) {
+    let end = Instant::now() + time;
+    let mut next = Instant::now();
     let mut number: u64 = 0;
-    let mut late = Duration::ZERO;
-    while start.elapsed() < time {
+    let mut latest = Duration::ZERO;
+    while Instant::now() < end && !is_asked_to_stop.load(Ordering::Relaxed) {
         let datagram = u128::from(number) << 64 | u128::from(clock());
         let _ = socket.send(&datagram.to_be_bytes());
         number += 1;
-        let next = BEAT.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX));
-        thread::sleep(next.saturating_sub(start.elapsed()));
-        late = late.max(start.elapsed().saturating_sub(next));
+        next += BEAT;
+        thread::sleep(next.saturating_duration_since(Instant::now()));
+        let late = next.elapsed();
+        latest = latest.max(late);
+        if late > BEHIND {
+            next += late;
+        }
     }
-    (number, late)
+    (number, latest)
 }
 
 /// What came.
