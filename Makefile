@@ -91,7 +91,8 @@ bench-fleet: ## what 1,000 nodes ask of their control plane: at start, in steady
 dependencies-bench: dependencies
 	@packaging/install-dependencies apt-dependencies-bench
 
-bench-mesh: dependencies-bench ## what a mesh of 1, 10, 1,000 and 10,000 peers costs a node, and what the built-in WireGuard carries beside wireguard-go
+bench-mesh: dependencies-bench dependencies-vm ## what a mesh of 1, 10, 1,000 and 10,000 peers costs a node, and what the built-in WireGuard carries beside wireguard-go
 	$(CARGO) build --locked --release --bins --package plexd-core --package plexd-ctl --package plexd-devcp --package plexd-e2e
 	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-mesh
 	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-throughput
+	$(IN_VM) PLEXD_BIN_DIR=$(abspath $(PROGRAMS:debug=release)) tests/vm/bench-mesh

@@ -1,7 +1,10 @@
 //! What of the mesh belongs to somebody else: told on the board, with the names. Nothing of it is taken from anybody, and
 //! everything else works.
 
+use std::collections::BTreeSet;
+
 use super::Reconciler;
+use super::drift::{Correction, Kind};
 use super::wanted::Wanted;
 use crate::kernel::{AddressConflict, RouteConflict};
 use crate::state::Desired;
@@ -10,10 +13,21 @@ use crate::status::Subsystem;
 /// Conflicts of one kind that are told; `plexd-ctl peers` has all of them.
 const TOLD: usize = 3;
 
+/// Claims that one drift report names at most.
+const REPORTED: usize = 100;
+
 impl Reconciler {
-    /// Tells of allowed IPs that peers claim and that belong to somebody else.
-    pub(super) fn report_claims(&self, desired: &Desired, wanted: &Wanted) {
-        self.wiring.board.set(Subsystem::Mesh, "allowed_ips", of_claims(desired, wanted));
+    /// Tells of allowed IPs that peers claim and that belong to somebody else; the control plane, once of each.
+    pub(super) fn report_claims(&mut self, desired: &Desired, wanted: &Wanted) {
+        let claims = claims(desired, wanted);
+        let new = claims.difference(&self.claims).take(REPORTED);
+        let new: Vec<Correction> =
+            new.map(|claim| Correction::new(Kind::PeerRejected, claim.clone())).collect();
+        if !new.is_empty() {
+            self.send_drift(new);
+        }
+        self.wiring.board.set(Subsystem::Mesh, "allowed_ips", told(claims.iter().cloned()));
+        self.claims = claims;
     }
 
     /// Tells of other interfaces that have the node's address in the mesh.
@@ -28,6 +42,7 @@ impl Reconciler {
     /// Forgets all conflicts, of a node that has no mesh any more.
     pub(super) fn forget_conflicts(&mut self) {
         self.conflicts.clear();
+        self.claims.clear();
         for kind in ["allowed_ips", "address"] {
             self.wiring.board.clear(Subsystem::Mesh, kind);
         }
@@ -42,18 +57,19 @@ pub(super) fn of_routes(conflicts: &[RouteConflict]) -> Option<String> {
     }))
 }
 
-fn of_claims(desired: &Desired, wanted: &Wanted) -> Option<String> {
+fn claims(desired: &Desired, wanted: &Wanted) -> BTreeSet<String> {
     // Rarely so, and there may be many peers.
     if !wanted.ownership.is_contested() {
-        return None;
+        return BTreeSet::new();
     }
     let configured = desired.peers.values().filter(|peer| wanted.peers.contains_key(&peer.public_key));
-    told(configured.flat_map(|peer| {
+    let claims = configured.flat_map(|peer| {
         peer.allowed_ips.iter().filter_map(|net| {
             let owner = wanted.ownership.owner(net).filter(|owner| **owner != peer.id)?;
             Some(format!("allowed IP {net} of {} already belongs to {owner}; it is left there", peer.id))
         })
-    }))
+    });
+    claims.collect()
 }
 
 fn of_addresses(conflicts: &[AddressConflict]) -> Option<String> {

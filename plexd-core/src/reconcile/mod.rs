@@ -133,6 +133,8 @@ pub struct Reconciler {
     wanted: Option<Wanted>,
     /// Routes that somebody else owned at the last reconciliation.
     conflicts: Vec<RouteConflict>,
+    /// Allowed IPs that peers claimed then and that belong to others, as they are told.
+    claims: BTreeSet<String>,
     /// Whether the kernel had all of it then.
     settled: bool,
     last_success: Option<Instant>,
@@ -175,6 +177,7 @@ impl Reconciler {
             refused: None,
             wanted: None,
             conflicts: Vec::new(),
+            claims: BTreeSet::new(),
             settled: false,
             last_success: None,
         };

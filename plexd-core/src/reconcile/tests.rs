@@ -439,6 +439,9 @@ async fn what_belongs_to_somebody_else_is_told_with_the_names_and_the_rest_is_up
         assert!(rig.problems().contains(told), "{}", rig.problems());
     }
     assert_eq!(rig.kernel.take_calls(), CHANGE);
+    assert_eq!(rig.told(), ["peer_rejected"]);
+    rig.check().await;
+    assert_eq!(rig.told(), [""; 0], "once");
     assert_eq!(rig.kernel.state().link().routes, nets(&["10.100.0.2/32", "10.100.0.3/32"]));
     assert!(rig.reconciler.last_success.is_some());
     let unrouted = |why| Routes::Incomplete(vec![Unrouted { network: net, why }]);

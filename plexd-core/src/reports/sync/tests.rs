@@ -123,10 +123,13 @@ async fn of_a_refused_batch_only_what_is_refused_by_itself_stays_and_is_told_unt
     let request = ReportSyncRequest { entries: vec![newer], deleted: Vec::new() };
     plane.client().report(&identity.credentials(), &request).await.unwrap();
 
-    let rig = new(plane.client(), identity.clone(), Duration::from_millis(200));
+    // All three are there before the first request that counts.
+    plane.fault(json!({"endpoint": "report", "status": 503})).await;
+    let rig = new(plane.client(), identity.clone(), AT_ONCE);
     for key in ["a", "b", "c"] {
         rig.put(key, "1").await;
     }
+    plane.no_faults().await;
     assert_eq!(rig.settled().await, Counts { entries: 3, pending: 0, conflicted: 1 });
     let requests = plane.received(&node, "reports").await;
     let keys = keys(&requests);

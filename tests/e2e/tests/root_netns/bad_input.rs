@@ -164,23 +164,68 @@ fn an_enrolled_node_keeps_its_state_when_the_certificate_is_wrong() {
 }
 
 #[test]
-fn a_peer_with_a_short_key_is_named_and_the_others_are_up() {
+fn bad_peers_are_named_and_the_others_are_up() {
     let mesh = Mesh::up();
     let Value::Object(state) = mesh.control_plane.admin("GET", &format!("/admin/nodes/{}", mesh.a.id), None)
     else {
         panic!("no object")
     };
     let good = state["state"]["peers"][0].clone();
-    let mut bad = good.clone();
-    bad["id"] = json!("n_short");
-    bad["mesh_ip"] = json!("10.100.9.9");
-    bad["allowed_ips"] = json!(["10.100.9.9/32"]);
-    // 31 bytes.
-    bad["public_key"] = json!("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==");
+    let like_good = |id: &str, key: &str, address: &str, changes: Value| {
+        let mut peer = good.clone();
+        peer["id"] = json!(id);
+        peer["public_key"] = json!(format!("{key}AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="));
+        peer["mesh_ip"] = json!(address);
+        peer["allowed_ips"] = json!([format!("{address}/32")]);
+        for (name, value) in changes.as_object().into_iter().flatten() {
+            peer[name] = value.clone();
+        }
+        peer
+    };
+    let everything = |id, key, address: &str| {
+        like_good(
+            id,
+            key,
+            address,
+            json!({ "allowed_ips": [format!("{address}/32"), "0.0.0.0/0"], "endpoint": null }),
+        )
+    };
+    let peers = json!([
+        // 31 bytes.
+        like_good(
+            "n_short",
+            "BA",
+            "10.100.9.1",
+            json!({ "public_key": "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==" })
+        ),
+        like_good("n_port", "BB", "10.100.9.2", json!({ "endpoint": "host:99999" })),
+        like_good("n_address", "BC", "10.100.9.3", json!({ "mesh_ip": "10.100.9" })),
+        everything("n_first", "BD", "10.100.9.4"),
+        everything("n_second", "BE", "10.100.9.5"),
+        good,
+    ]);
     mesh.set_rules_of(&mesh.a, &json!([{ "src": "*", "dst": "*", "action": "allow" }]));
-    mesh.control_plane.set_state(&mesh.a.id, &json!({ "peers": [bad, good] }));
-    wait_problem(&mesh.a.node, &["n_short", "31"]);
-    assert_eq!(mesh.a.wg("peers").lines().count(), 1);
+    mesh.control_plane.set_state(&mesh.a.id, &json!({ "peers": peers }));
+    for words in [
+        ["n_short", "31"],
+        ["n_port", "host:99999"],
+        ["n_address", "10.100.9"],
+        ["0.0.0.0/0 of n_second", "n_first"],
+    ] {
+        wait_problem(&mesh.a.node, &words);
+        wait_until(SOON, &format!("drift that says {words:?}"), || {
+            let drift = mesh.control_plane.received(&mesh.a.id)["drift"].clone();
+            let reports = drift.as_array().map(Vec::as_slice).unwrap_or_default();
+            let mut corrections =
+                reports.iter().filter_map(|report| report["body"]["corrections"].as_array()).flatten();
+            let says = |correction: &Value| {
+                let detail = correction["detail"].as_str().unwrap_or_default();
+                correction["type"] == "peer_rejected" && words.iter().all(|word| detail.contains(word))
+            };
+            if corrections.any(says) { Ok(()) } else { Err(drift.to_string()) }
+        });
+    }
+    mesh.a.wait_wg_peers(3);
     let _server = mesh.b.node.host().serve(8080, "here");
     mesh.a.wait_http(&mesh.b, 8080);
 }
