@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use futures_util::{Stream, TryStreamExt};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use rtnetlink::sys::{AsyncSocket, SocketAddr};
+use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, LinkWireguard};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -44,8 +44,8 @@ impl Connection {
     fn open() -> io::Result<Self> {
         // Strict checking makes the kernel filter dumps by interface and table, since Linux 4.20.
         let (mut connection, handle, _) = rtnetlink::new_connection_with_strict_check()?;
-        let mut address = SocketAddr::new(0, 0);
-        connection.socket_mut().socket_ref().get_address(&mut address)?;
+        // Bound at once: the kernel would give it a port with the first request only.
+        let address = connection.socket_mut().socket_mut().bind_auto()?;
         Ok(Self {
             port: address.port_number(),
             handle,
