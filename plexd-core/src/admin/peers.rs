@@ -39,7 +39,6 @@ fn unrouted_network(unrouted: Unrouted) -> v1::UnroutedNetwork {
         Why::Missing => (v1::UnroutedReason::Missing, String::new()),
         Why::Route(interface) => (v1::UnroutedReason::Route, interface.unwrap_or_default()),
         Why::Node(id) => (v1::UnroutedReason::Node, id.to_string()),
-        Why::Unsupported => (v1::UnroutedReason::Unsupported, String::new()),
     };
     v1::UnroutedNetwork { network: unrouted.network.to_string(), reason: reason.into(), owner }
 }

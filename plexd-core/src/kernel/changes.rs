@@ -1,5 +1,5 @@
-//! Tells when an interface, its addresses, its routes or plexd's routing rules changed, so that it can be looked at at once. Says that
-//! something changed, never what: the looking is done by those who read.
+//! Tells when an interface, its addresses, its routes or plexd's routing rules changed, so that it can be looked at at once.
+//! Says that something changed, never what: the looking is done by those who read.
 
 use std::io;
 
@@ -154,7 +154,8 @@ impl Interface {
     }
 }
 
-/// Whether it is about an address, a route or a routing rule. The kernel says of links that it changed them itself, whoever asked for it.
+/// Whether it is about an address, a route or a routing rule. The kernel says of links that it changed them itself, whoever
+/// asked for it.
 fn is_part(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
     use RouteNetlinkMessage::{DelAddress, DelRoute, DelRule, NewAddress, NewRoute, NewRule};
     let NetlinkPayload::InnerMessage(message) = payload else { return false };

@@ -39,13 +39,6 @@ pub struct Outcome {
     pub without_log: bool,
 }
 
-impl Outcome {
-    /// Returns whether every step did what it should.
-    pub(super) fn is_complete(&self) -> bool {
-        self.errors.is_empty() && self.conflicts.is_empty()
-    }
-}
-
 impl Kernel {
     /// Takes the steps in order.
     pub async fn apply(&self, interface: &str, wanted: &Wanted, plan: Plan) -> Outcome {

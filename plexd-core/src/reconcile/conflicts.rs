@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use ipnet::IpNet;
+
 use super::Reconciler;
 use super::drift::{Correction, Kind};
 use super::wanted::Wanted;
@@ -31,10 +33,10 @@ impl Reconciler {
     }
 
     /// Tells of other interfaces that have the node's address in the mesh.
-    pub(super) async fn report_address(&self, wanted: &Wanted) {
+    pub(super) async fn report_address(&self, address: IpNet) {
         let interface = &self.config.mesh.interface;
         // What cannot be read is told by the observation of the interface.
-        if let Ok(conflicts) = self.kernel.network.address_conflicts(interface, wanted.address.addr()).await {
+        if let Ok(conflicts) = self.kernel.network.address_conflicts(interface, address.addr()).await {
             self.wiring.board.set(Subsystem::Mesh, "address", of_addresses(&conflicts));
         }
     }

@@ -33,10 +33,11 @@ use advance::Advance;
 use apart::Apart;
 use drift::Correction;
 use names::Names;
-use plan::{Memory, Observed, Reading};
+use plan::{Memory, Observed, Plan, Reading};
 use routes::Routing;
 
 pub use apply::Kernel;
+pub(crate) use plan::FRESH;
 pub use routes::{Routes, Unrouted, Why};
 pub use status::{MeshStatus, PeerStatus};
 pub use wanted::{Input, Resolved, Wanted, WantedPeer};
@@ -148,6 +149,13 @@ struct Goal {
     desired: Arc<Desired>,
 }
 
+/// What became of a plan.
+struct Taken {
+    /// Whether nothing failed.
+    worked: bool,
+    corrections: Vec<Correction>,
+}
+
 /// Why a reconciliation is made; decides whether what it corrects is drift.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cause {
@@ -241,17 +249,22 @@ impl Reconciler {
     async fn follow(&mut self) {
         let begun = Instant::now();
         let Some(advance) = self.advance() else { return self.reconcile(Cause::Change).await };
-        let mut plan = advance.plan;
         self.memory.follow(&advance.changed, &advance.wanted);
-        let steps = plan.steps.len();
-        let corrections = plan.steps.iter_mut().flat_map(|planned| planned.corrections.drain(..)).collect();
-        let outcome = self.kernel.apply(&self.config.mesh.interface, &advance.wanted, plan).await;
-        self.settled = outcome.is_complete();
-        self.report(&outcome.errors, &outcome.conflicts, false);
-        self.conflicts = outcome.conflicts;
-        self.wanted = Some(advance.wanted);
+        let steps = advance.plan.steps.len();
+        let taken = self.take(advance.wanted, advance.plan, Vec::new()).await;
         tracing::debug!(cause = "Peers", steps, took_us = begun.elapsed().as_micros(), "reconciled");
-        self.tell_drift(Cause::Change, corrections);
+        self.tell_drift(Cause::Change, taken.corrections);
+    }
+
+    /// Takes the steps of a plan that leads to `wanted`, and tells of what went wrong, after the `errors` so far.
+    async fn take(&mut self, wanted: Wanted, plan: Plan, mut errors: Vec<KernelError>) -> Taken {
+        let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
+        errors.extend(outcome.errors);
+        self.settled = errors.is_empty() && outcome.conflicts.is_empty();
+        self.report(&errors, &outcome.conflicts, outcome.without_log);
+        self.conflicts = outcome.conflicts;
+        self.wanted = Some(wanted);
+        Taken { worked: errors.is_empty(), corrections: outcome.corrections }
     }
 
     /// Returns the short way from what was wanted to what is wanted now, and has taken up what that is; `None` if there is
@@ -268,53 +281,52 @@ impl Reconciler {
         }
         // Taken: should there be no short way, the long one makes another.
         let wanted = self.wanted.take()?;
-        let input = Input {
-            desired: &after.desired,
-            policies: &after.desired.policies,
-            identity: &after.identity,
-            mesh: &self.config.mesh,
-            settings: self.config.policy,
-            resolved: self.names.resolved(),
-        };
-        advance::advance(wanted, &before.desired, &input)
+        advance::advance(wanted, &before.desired, &self.input(after, &after.desired.policies))
     }
 
     async fn reconcile(&mut self, cause: Cause) {
         if cause != Cause::Check {
             self.take_up_news();
         }
-        let Some(Goal { identity, desired }) = self.goal.clone() else { return };
+        let Some(goal) = self.goal.clone() else { return };
         let begun = Instant::now();
         // A check does not take up anything new: what was wanted still is.
         let unchanged = if cause == Cause::Check { self.wanted.take() } else { None };
-        let mut wanted = unchanged.unwrap_or_else(|| self.wanted(&desired, &identity));
+        let mut wanted = unchanged.unwrap_or_else(|| self.wanted(&goal));
         wanted.outside.clone_from(&self.outside.borrow_and_update());
         let mut errors = Vec::new();
         let observed = self.observe(&wanted, &mut errors).await;
         let now = SystemTime::now();
         let mut plan = plan::plan(&wanted, &observed, &self.memory, now);
         self.memory = std::mem::take(&mut self.memory).after(&mut plan, &wanted);
-        self.names.ask_for(&desired, |peer| {
+        self.names.ask_for(&goal.desired, |peer| {
             cause == Cause::Check && wanted.peers.contains_key(peer) && !plan::is_heard(&observed, peer, now)
         });
         self.report_blocked(&plan.blocked);
         wanted.reached = std::mem::take(&mut plan.reached);
-        let steps = plan.steps.len();
-        let outcome = self.kernel.apply(&self.config.mesh.interface, &wanted, plan).await;
-        self.settled = errors.is_empty() && outcome.is_complete();
-        errors.extend(outcome.errors);
-        self.report(&errors, &outcome.conflicts, outcome.without_log);
-        self.report_claims(&desired, &wanted);
+        self.report_claims(&goal.desired, &wanted);
+        let (steps, address) = (plan.steps.len(), wanted.address);
+        let taken = self.take(wanted, plan, errors).await;
         if cause != Cause::Change {
-            self.report_address(&wanted).await;
+            self.report_address(address).await;
         }
-        self.conflicts = outcome.conflicts;
-        if errors.is_empty() {
+        if taken.worked {
             self.last_success = Some(Instant::now());
         }
-        self.wanted = Some(wanted);
         tracing::debug!(?cause, steps, took_us = begun.elapsed().as_micros(), "reconciled");
-        self.tell_drift(cause, outcome.corrections);
+        self.tell_drift(cause, taken.corrections);
+    }
+
+    /// Returns what the kernel should have follows from, with these policies.
+    fn input<'a>(&'a self, goal: &'a Goal, policies: &'a PolicySet) -> Input<'a> {
+        Input {
+            desired: &goal.desired,
+            policies,
+            identity: &goal.identity,
+            mesh: &self.config.mesh,
+            settings: self.config.policy,
+            resolved: self.names.resolved(),
+        }
     }
 
     /// Takes up who the node is and what the control plane wants, the two of one moment: a rotation of the node's key
@@ -328,29 +340,23 @@ impl Reconciler {
     /// Returns what is wanted, with the newest policies that can be compiled: those of the state, else the last that could,
     /// else none, which denies (unless the default is to allow). What the control plane takes away is taken away in any
     /// case.
-    fn wanted(&mut self, desired: &Desired, identity: &Identity) -> Wanted {
+    fn wanted(&mut self, goal: &Goal) -> Wanted {
         let none = Arc::default();
-        let input = |policies| Input {
-            desired,
-            policies,
-            identity,
-            mesh: &self.config.mesh,
-            settings: self.config.policy,
-            resolved: self.names.resolved(),
-        };
-        let error = match input(&desired.policies).wanted() {
+        let newest = &goal.desired.policies;
+        let error = match self.input(goal, newest).wanted() {
             Ok(wanted) => {
-                self.policies = Arc::clone(&desired.policies);
+                self.policies = Arc::clone(newest);
                 self.refused = None;
                 self.wiring.board.clear(Subsystem::Policy, "compile");
                 return wanted;
             }
             Err(error) => error.to_string(),
         };
-        let (policies, wanted) = if let Ok(wanted) = input(&self.policies).wanted() {
+        let (policies, wanted) = if let Ok(wanted) = self.input(goal, &self.policies).wanted() {
             (Arc::clone(&self.policies), wanted)
         } else {
-            let wanted = input(&none)
+            let wanted = self
+                .input(goal, &none)
                 .wanted()
                 .expect("no rules always compile: the configuration has checked the interface's name");
             (Arc::clone(&none), wanted)

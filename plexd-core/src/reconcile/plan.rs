@@ -16,7 +16,7 @@ use crate::types::PublicKey;
 
 /// A handshake younger than this is fresh: the peer is up, and where it was heard counts more than where it should be
 /// (contract, section 3).
-pub(super) const FRESH: Duration = Duration::from_mins(3);
+pub(crate) const FRESH: Duration = Duration::from_mins(3);
 
 /// What is there.
 #[derive(Debug, Clone, Default)]

@@ -45,8 +45,6 @@ pub enum Why {
     Route(Option<String>),
     /// It belongs to this node.
     Node(NodeId),
-    /// Nothing of its kind is routed.
-    Unsupported,
 }
 
 impl fmt::Display for Unrouted {
@@ -57,7 +55,6 @@ impl fmt::Display for Unrouted {
             Why::Route(Some(interface)) => write!(f, "{network} belongs to {interface}"),
             Why::Route(None) => write!(f, "{network} belongs to a route without an interface"),
             Why::Node(id) => write!(f, "{network} belongs to {id}"),
-            Why::Unsupported => write!(f, "{network} is not routed in this version"),
         }
     }
 }
@@ -93,9 +90,6 @@ impl<'a> Routing<'a> {
             }
             if link.routes.contains(network) || link.apart.contains(network) {
                 return None;
-            }
-            if !wanted.routes.contains(network) {
-                return Some(Why::Unsupported);
             }
             let owner = self.conflicts.get(network);
             Some(owner.map_or(Why::Missing, |owner| Why::Route(owner.map(str::to_owned))))

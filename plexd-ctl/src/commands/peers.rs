@@ -46,8 +46,8 @@ struct Peer {
 #[derive(Debug, Serialize)]
 struct Unrouted {
     network: String,
-    /// `missing` (until the next reconciliation), `route` (somebody else's, through the interface `owner`), `node` (it
-    /// belongs to the node `owner`) or `unsupported`.
+    /// `missing` (until the next reconciliation), `route` (somebody else's, through the interface `owner`) or
+    /// `node` (it belongs to the node `owner`).
     reason: &'static str,
     /// Name of an interface, or id of a node.
     owner: Option<String>,
@@ -59,7 +59,6 @@ impl Unrouted {
             wire::UnroutedReason::Missing | wire::UnroutedReason::Unspecified => "missing",
             wire::UnroutedReason::Route => "route",
             wire::UnroutedReason::Node => "node",
-            wire::UnroutedReason::Unsupported => "unsupported",
         };
         Self { network: unrouted.network, reason, owner: known(unrouted.owner) }
     }
@@ -69,7 +68,6 @@ impl Unrouted {
         match (self.reason, &self.owner) {
             (_, Some(owner)) => format!("{network} belongs to {owner}"),
             ("route", None) => format!("{network} belongs to another route"),
-            ("unsupported", None) => format!("{network} is not routed"),
             _ => format!("{network} is missing"),
         }
     }

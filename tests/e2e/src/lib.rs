@@ -9,6 +9,7 @@
 mod binaries;
 mod control_plane;
 mod daemon;
+mod figures;
 mod flow;
 pub mod guide;
 mod host;
@@ -23,6 +24,7 @@ mod wait;
 
 pub use control_plane::ControlPlane;
 pub use daemon::{Daemon, Memory};
+pub use figures::median;
 pub use flow::{Flow, Loss};
 pub use host::{As, Host};
 pub use http::HttpAnswer;

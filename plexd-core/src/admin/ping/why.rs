@@ -2,20 +2,16 @@
 //! peer.
 
 use std::io;
-use std::time::Duration;
 
 use ipnet::IpNet;
 use nix::errno::Errno;
 
 use crate::policy::{self, Action, Context, Flow, PolicySet};
-use crate::reconcile::{PeerStatus, Routes};
+use crate::reconcile::{FRESH, PeerStatus, Routes};
 use crate::types::NodeId;
 
 /// IP protocol numbers of ICMP and `ICMPv6`.
 const ICMP: (u8, u8) = (1, 58);
-
-/// Longest age of a handshake for which the tunnel counts as up (contract, section 2).
-const FRESH: Duration = Duration::from_mins(3);
 
 /// Returns how policy of this node denies an echo to the peer; `None` if it does not. An answer needs no rule of its own:
 /// packets are judged by who opened their connection.
@@ -131,6 +127,7 @@ pub(super) fn unreachable(error: &io::Error) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::time::Duration;
 
     use super::*;
     use crate::policy::Action::{Allow, Deny};

@@ -8,7 +8,7 @@ use std::fs;
 use std::thread;
 use std::time::Duration;
 
-use plexd_e2e::{ControlPlane, Daemon, Lab, Node, wait_until};
+use plexd_e2e::{ControlPlane, Daemon, Lab, Node, median, wait_until};
 use serde_json::{Value, json};
 
 /// Peers that come one by one, for the median.
@@ -113,6 +113,7 @@ fn one_more(node: &mut Node, control_plane: &ControlPlane, id: &str, peers: &mut
         });
         wait_until(DEADLINE, "the packet", || arrival(&packets, added).is_some());
         times.extend(arrival(&packets, added).map(|arrived| (added - arrived) * 1e3));
+        // What follows a change is not to be in the way of the next one.
         thread::sleep(Duration::from_millis(400));
     }
     median(times)
@@ -148,11 +149,6 @@ fn took(log: &str) -> Vec<(usize, f64)> {
 
 fn reconciliations(log: &str, steps: usize) -> Vec<f64> {
     took(log).into_iter().filter(|(taken, _)| *taken == steps).map(|(_, took)| took).collect()
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Proportional set size of a program, in MiB.

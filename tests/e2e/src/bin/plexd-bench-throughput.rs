@@ -3,7 +3,7 @@
 
 use std::env;
 
-use plexd_e2e::{ControlPlane, Daemon, Host, Lab, Node, wait_until};
+use plexd_e2e::{ControlPlane, Daemon, Host, Lab, Node, median, wait_until};
 use serde_json::{Value, json};
 
 use std::time::Duration;
@@ -110,9 +110,4 @@ fn throughput(host: &Host, address: &str, streams: &str) -> f64 {
     let line = ["iperf3", "--client", address, "--parallel", streams, "--time", SECONDS, "--json"];
     let report: Value = host.run(&line).succeeded().json();
     report["end"]["sum_received"]["bits_per_second"].as_f64().map_or(f64::NAN, |bits| bits / 1e6)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

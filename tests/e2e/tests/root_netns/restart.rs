@@ -97,6 +97,7 @@ fn a_core_that_is_restarted_killed_or_upgraded_leaves_the_kernels_tunnel_as_it_i
     let [a, b] = [&mesh.a, &mesh.b].map(|member| (member.node.host().clone(), member.mesh_ip.clone()));
     let monitor = a_monitor(&mesh.b);
     let flow = Flow::endless((&a.0, &a.1), (&b.0, &b.1), 0);
+    // So that there is a flow to interrupt.
     std::thread::sleep(Duration::from_secs(2));
     for round in 0..rounds {
         for way in [Way::Restarted, Way::Killed, Way::Upgraded] {

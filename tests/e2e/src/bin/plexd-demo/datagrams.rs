@@ -105,6 +105,7 @@ fn send(socket: &UdpSocket, time: Duration, is_asked_to_stop: &AtomicBool) -> (u
         let _ = socket.send(&datagram.to_be_bytes());
         number += 1;
         next += BEAT;
+        // The beat of the flow.
         thread::sleep(next.saturating_duration_since(Instant::now()));
         let late = next.elapsed();
         latest = latest.max(late);
