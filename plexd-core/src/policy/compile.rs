@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 
 use super::evaluate::meet;
-use super::table::{Chain, Detail, Entry, Expr, Family, Hook, Key, Map, Shape, Table, Verdict};
+use super::table::{Chain, Detail, Entry, Expr, Family, Hook, Key, Map, Part, Shape, Table, Verdict};
 use super::{Action, Context, PolicySet, Service};
 
 /// Most rules of a policy set (contract, section 5).
@@ -116,7 +116,7 @@ impl Lookups {
         for &source in sources {
             for &destination in destinations {
                 let key = Key { source, destination, service };
-                if let Some(shape) = key.shape() {
+                if let Some(shape) = shape_of(&key) {
                     self.insert(key, shape, action, rule);
                 }
             }
@@ -159,7 +159,7 @@ impl Lookups {
                 }
                 let occurrence = seen.entry(group.shape).and_modify(|n| *n += 1).or_insert(1);
                 let name = map_name(group.shape, *occurrence);
-                rules.push(vec![Expr::Lookup(table.maps.len())]);
+                rules.push(vec![Expr::Lookup(vec![table.maps.len()])]);
                 let entry = |(key, (action, rule))| (key, Entry { verdict: verdict(action), rule });
                 let entries = group.entries.into_iter().map(entry).collect();
                 table.maps.push(Map { name, shape: group.shape, entries });
@@ -199,9 +199,26 @@ impl Group {
     }
 }
 
+fn shape_of(key: &Key) -> Option<Shape> {
+    let family = Family::of(&key.source);
+    (family == Family::of(&key.destination)).then(|| Shape {
+        family,
+        source: Part::Bits(key.source.prefix_len()),
+        destination: Part::Bits(key.destination.prefix_len()),
+        service: Detail::of(key.service),
+    })
+}
+
+fn bits(part: Part) -> u8 {
+    match part {
+        Part::Bits(bits) => bits,
+        Part::Class(_) => 0,
+    }
+}
+
 impl Shape {
     fn is_empty(self) -> bool {
-        self.source == 0 && self.destination == 0 && self.service == Detail::Nothing
+        self.source.is_nothing() && self.destination.is_nothing() && self.service == Detail::Nothing
     }
 
     fn is_coarser_than(self, other: Self) -> bool {
@@ -212,7 +229,7 @@ impl Shape {
 impl Key {
     /// Cuts the key down to a coarser shape.
     fn cut(&self, shape: Shape) -> Self {
-        let cut = |net: IpNet, bits| IpNet::new(net.addr(), bits).map_or(net, |net| net.trunc());
+        let cut = |net: IpNet, part| IpNet::new(net.addr(), bits(part)).map_or(net, |net| net.trunc());
         Self {
             source: cut(self.source, shape.source),
             destination: cut(self.destination, shape.destination),
@@ -265,7 +282,7 @@ fn map_name(shape: Shape, occurrence: usize) -> String {
         Detail::Protocol => "proto",
         Detail::Port => "port",
     };
-    format!("v{family}_s{}_d{}_{service}_{occurrence}", shape.source, shape.destination)
+    format!("v{family}_s{}_d{}_{service}_{occurrence}", bits(shape.source), bits(shape.destination))
 }
 
 /// Returns all but the rules: the hooks, the default, the end of what is denied.
@@ -301,6 +318,7 @@ fn skeleton(context: &Context) -> Table {
     ];
     Table {
         counters: vec![DENIED.to_owned(), INVALID.to_owned()],
+        classes: Vec::new(),
         maps: Vec::new(),
         chains: vec![
             regular(DENY, deny),

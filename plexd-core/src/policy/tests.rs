@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::table::{Detail, Expr, Family, Hook, Key, Map, Verdict};
+use super::table::{Detail, Expr, Family, Hook, Key, Map, Part, Verdict};
 use super::*;
 use crate::types::NodeId;
 
@@ -92,7 +92,7 @@ fn run(table: &Table, chain: &str, by: Hook, flow: &Flow) -> Option<Action> {
                 | Expr::Untracked
                 | Expr::MidStream => return None,
                 Expr::Limit { .. } | Expr::Log { .. } | Expr::Count(_) | Expr::CountRule(_) => continue,
-                Expr::Lookup(map) => &look_up(&table.maps[*map], flow)?.0,
+                Expr::Lookup(maps) => &maps.iter().find_map(|map| look_up(table, &table.maps[*map], flow))?.0,
                 Expr::Verdict(verdict) => verdict,
             };
             return match verdict {
@@ -110,8 +110,11 @@ fn family_of(flow: &Flow) -> Family {
     if flow.source.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-fn look_up(map: &Map, flow: &Flow) -> Option<(Verdict, usize)> {
-    let cut = |address: IpAddr, bits| IpNet::new(address, bits).unwrap().trunc();
+fn look_up(table: &Table, map: &Map, flow: &Flow) -> Option<(Verdict, usize)> {
+    let cut = |address: IpAddr, part| match part {
+        Part::Bits(bits) => IpNet::new(address, bits).unwrap().trunc(),
+        Part::Class(at) => IpNet::from(table.classes[at].class_of(address)),
+    };
     let port = NonZeroU16::new(flow.port).filter(|_| map.shape.service == Detail::Port);
     let service = match (map.shape.service, flow.protocol) {
         (Detail::Nothing, _) => Service::Any,

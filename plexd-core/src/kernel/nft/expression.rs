@@ -78,7 +78,10 @@ fn expression(table: &Table, expr: &Expr) -> Vec<Expression> {
             vec![Expression { name: "objref", data }]
         }
         Expr::CountRule(_) => vec![Expression { name: "counter", data: counts(Count::default()) }],
-        Expr::Lookup(map) => lookup(table.maps.get(*map).expect("a table has the maps it looks up")),
+        Expr::Lookup(maps) => maps
+            .iter()
+            .flat_map(|map| lookup(table.maps.get(*map).expect("a table has the maps it looks up")))
+            .collect(),
         Expr::Verdict(verdict) => {
             let mut data = Attributes::default();
             data.u32(attribute::IMMEDIATE_DREG, REGISTER_VERDICT)

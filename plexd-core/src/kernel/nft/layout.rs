@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::numbers::{ct, datatype};
-use crate::policy::table::{Detail, Family, Key, Shape};
+use crate::policy::table::{Detail, Family, Key, Part as Looked, Shape};
 use crate::policy::{Service, TCP, UDP};
 
 /// How the key of a map lies in registers: in order source, destination, protocol, port, those that count.
@@ -38,7 +38,8 @@ impl Layout {
             Family::V4 => (ct::SOURCE_V4, ct::DESTINATION_V4),
             Family::V6 => (ct::SOURCE_V6, ct::DESTINATION_V6),
         };
-        let address = move |key, bits| {
+        let address = move |key, part| {
+            let Looked::Bits(bits) = part else { return None };
             let (words, datatype) = match family {
                 Family::V4 => (1, datatype::IPV4_ADDRESS),
                 Family::V6 => (4, datatype::IPV6_ADDRESS),
@@ -83,10 +84,10 @@ pub(super) fn key_bytes(key: &Key, shape: Shape) -> Vec<u8> {
         IpAddr::V4(address) => bytes.extend_from_slice(&address.octets()),
         IpAddr::V6(address) => bytes.extend_from_slice(&address.octets()),
     };
-    if shape.source > 0 {
+    if !shape.source.is_nothing() {
         address(&key.source);
     }
-    if shape.destination > 0 {
+    if !shape.destination.is_nothing() {
         address(&key.destination);
     }
     let (protocol, port) = match key.service {
