@@ -1,17 +1,22 @@
 //! Rules to table. Every packet of the mesh interface goes through chain `judge`, then the chain of its family: a list of
-//! lookups, each in a hash map of exact matches on the connection's original tuple, cut down to one shape (so many bits
-//! of either address, protocol, port). Rules of one shape share one lookup however many they are; all a packet pays for is
-//! the number of shapes. Hash maps fill in linear time on every kernel, interval sets do not (6.1).
+//! lookups, each in a hash map of exact matches on the connection's original tuple, cut down to one shape: which level of
+//! either side's [division](divide), and how much of the service. Rules of one shape share one lookup however many they are;
+//! all a packet pays for is the number of shapes. Hash maps fill in linear time on every kernel, intervals of several fields
+//! at once do not (6.1).
 //!
-//! First match wins: a rule joins an earlier lookup only if no lookup in between holds an overlapping rule of the other
-//! action; otherwise it starts a new lookup.
+//! Both sides are divided in the way that makes the fewest and cheapest lookups. First match wins: see [`resolve`].
 
-use std::collections::BTreeMap;
+mod divide;
+mod resolve;
+mod skeleton;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use ipnet::IpNet;
 
-use super::evaluate::meet;
-use super::table::{Chain, Detail, Entry, Expr, Family, Hook, Key, Map, Part, Shape, Table, Verdict};
+use self::divide::{Division, Grading};
+use self::resolve::{Shape as Levels, Stage};
+use super::table::{Detail, Entry, Expr, Family, Key, Map, Part, Shape, Table};
 use super::{Action, Context, PolicySet, Service};
 
 /// Most rules of a policy set (contract, section 5).
@@ -22,9 +27,6 @@ pub const MAX_ENTRIES: usize = 200_000;
 /// Most keys tried, those that an earlier rule decided among them, with the networks they are made of: bounds the time that
 /// a set takes however often its rules repeat each other.
 const MAX_TRIED: usize = 10 * MAX_ENTRIES;
-
-/// Comparisons spent on finding the earliest lookup for a rule; beyond, rules only ever join the last lookup.
-const EFFORT: usize = 20_000_000;
 
 /// The policy set cannot be compiled; the old one stays.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,6 +55,17 @@ pub enum CompileError {
     Interface(String),
 }
 
+/// Entries of a family for each connection of a rule, on average, that a division may cost beside the first thousands.
+const DEAREST: usize = 4;
+const FREE: usize = 4_096;
+
+/// What finding an address's class costs, in lookups in a hash map.
+const INTERVALS: f64 = 1.5;
+
+/// Ways to divide a side.
+const GRADINGS: [Grading; 4] =
+    [Grading::ByLength, Grading::ByNesting(16), Grading::ByNesting(4), Grading::ByNesting(1)];
+
 /// Compiles a policy set for this node; `None` when policy is disabled, and there is to be no table.
 ///
 /// # Errors
@@ -68,264 +81,241 @@ pub fn compile(policies: &PolicySet, context: &Context) -> Result<Option<Table>,
     if rules > MAX_RULES {
         return Err(CompileError::TooManyRules { rules });
     }
-    let mut lookups = Lookups::default();
-    let (mut position, mut tried) = (0, 0_usize);
+    let [v4, v6] = matches(policies, context)?;
+    // What one family does not need the other may have.
+    let spare = (MAX_ENTRIES - v4.len() - v6.len()) / 2;
+    let mut parts = Parts::default();
+    let rules = [(Family::V4, v4), (Family::V6, v6)].map(|(family, matches)| {
+        let most = matches.len() + spare;
+        parts.add(family, &matches, most)
+    });
+    let table = skeleton::skeleton(context, rules);
+    Ok(Some(Table { classes: parts.classes, maps: parts.maps, ..table }))
+}
+
+/// What a rule matches, between two networks.
+#[derive(Debug, Clone, Copy)]
+struct Match {
+    source: IpNet,
+    destination: IpNet,
+    service: Service,
+    action: Action,
+    /// The rule's position.
+    rule: usize,
+}
+
+/// Returns what the rules match, by family, without what an earlier rule matches exactly.
+fn matches(policies: &PolicySet, context: &Context) -> Result<[Vec<Match>; 2], CompileError> {
+    let (mut matches, mut known) = ([Vec::new(), Vec::new()], HashSet::new());
+    let (mut rule, mut tried) = (0, 0_usize);
     for policy in &policies.policies {
-        for (number, rule) in policy.rules.iter().enumerate() {
-            let (sources, destinations) = (context.networks(&rule.src), context.networks(&rule.dst));
+        for (number, of) in policy.rules.iter().enumerate() {
+            let (sources, destinations) = (context.networks(&of.src), context.networks(&of.dst));
             let keys = sources.len().saturating_mul(destinations.len());
             tried = tried.saturating_add(keys).saturating_add(sources.len() + destinations.len());
-            let fits = keys <= MAX_ENTRIES && tried <= MAX_TRIED;
-            if fits {
-                lookups.add(&sources, &destinations, rule.service, rule.action, position);
+            let too_many = || CompileError::TooManyEntries { policy: policy.id.clone(), rule: number + 1 };
+            if keys > MAX_ENTRIES || tried > MAX_TRIED {
+                return Err(too_many());
             }
-            if !fits || lookups.entries > MAX_ENTRIES {
-                return Err(CompileError::TooManyEntries { policy: policy.id.clone(), rule: number + 1 });
-            }
-            position += 1;
-        }
-    }
-    Ok(Some(lookups.into_table(context)))
-}
-
-/// The lookups so far, of both families, in order.
-#[derive(Default)]
-struct Lookups {
-    groups: [Vec<Group>; 2],
-    entries: usize,
-    spent: usize,
-}
-
-/// Rules of one shape.
-struct Group {
-    shape: Shape,
-    entries: BTreeMap<Key, (Action, usize)>,
-    allows: usize,
-    denies: usize,
-}
-
-impl Lookups {
-    fn add(
-        &mut self,
-        sources: &[IpNet],
-        destinations: &[IpNet],
-        service: Service,
-        action: Action,
-        rule: usize,
-    ) {
-        for &source in sources {
-            for &destination in destinations {
-                let key = Key { source, destination, service };
-                if let Some(shape) = shape_of(&key) {
-                    self.insert(key, shape, action, rule);
+            for &source in &sources {
+                for &destination in &destinations {
+                    let family = Family::of(&source);
+                    if family == Family::of(&destination) && known.insert((source, destination, of.service)) {
+                        let found = Match { source, destination, service: of.service, action: of.action, rule };
+                        matches[family as usize].push(found);
+                    }
                 }
             }
+            if known.len() > MAX_ENTRIES {
+                return Err(too_many());
+            }
+            rule += 1;
         }
     }
+    Ok(matches)
+}
 
-    fn insert(&mut self, key: Key, shape: Shape, action: Action, rule: usize) {
-        let groups = &mut self.groups[shape.family as usize];
-        let mut home = None;
-        for (at, group) in groups.iter().enumerate().rev() {
-            if group.shape == shape {
-                home = Some(at);
-                break;
-            }
-            if self.spent > EFFORT || group.conflicts(&key, shape, action, &mut self.spent) {
-                break;
-            }
-        }
-        let home = home.unwrap_or_else(|| {
-            groups.push(Group { shape, entries: BTreeMap::new(), allows: 0, denies: 0 });
-            groups.len() - 1
+/// The parts of the table, of both families.
+#[derive(Default)]
+struct Parts {
+    classes: Vec<super::table::Classes>,
+    maps: Vec<Map>,
+}
+
+impl Parts {
+    /// Adds the maps that decide on these matches, with no more than `most` entries, and returns the rules that look them up.
+    fn add(&mut self, family: Family, matches: &[Match], most: usize) -> Vec<Vec<Expr>> {
+        let sides = divide(matches, most);
+        let stages = stages(matches, [&sides[0], &sides[1]], most);
+        let positions = [("src", &sides[0]), ("dst", &sides[1])].map(|(side, division)| {
+            let levels = (0..division.levels()).filter(|level| division.needs_classes(*level));
+            let mut place = |(number, level): (usize, usize)| {
+                let name = format!("{side}{}_{number}", digit(family));
+                self.classes.push(division.classes(level, name));
+                (level, self.classes.len() - 1)
+            };
+            (1..).zip(levels).map(&mut place).collect::<BTreeMap<_, _>>()
         });
-        self.entries += usize::from(groups[home].insert(key, action, rule));
-    }
-
-    fn into_table(self, context: &Context) -> Table {
-        let mut table = skeleton(context);
-        let deny = || Verdict::Goto(DENY.to_owned());
-        let verdict = |action| if action == Action::Allow { Verdict::Accept } else { deny() };
-        let mut chains = Vec::new();
-        for (family, groups) in [Family::V4, Family::V6].into_iter().zip(self.groups) {
-            let mut rules = Vec::new();
-            let mut seen = BTreeMap::new();
-            for group in groups {
-                // A shape that looks at nothing has one entry, which matches all that is left.
-                if let (true, Some((action, rule))) = (group.shape.is_empty(), group.entries.values().next())
-                {
-                    rules.push(vec![Expr::CountRule(*rule), Expr::Verdict(verdict(*action))]);
+        let mut rules = Vec::new();
+        let mut seen = BTreeMap::new();
+        for stage in stages {
+            let mut list: Option<(Part, Part, Vec<usize>)> = None;
+            for (levels, entries) in stage.into_shapes() {
+                let part = |side: usize, level| {
+                    sides[side].part(level, positions[side].get(&level).copied().unwrap_or_default())
+                };
+                let (source, destination) = (part(0, levels.source), part(1, levels.destination));
+                let shape = Shape { family, source, destination, service: levels.detail() };
+                if list.as_ref().is_some_and(|(from, to, _)| (*from, *to) != (source, destination)) {
+                    rules.extend(list.take().map(|(.., maps)| vec![Expr::Lookup(maps)]));
+                }
+                if shape.is_empty() {
+                    // One entry, which matches all that is left.
+                    rules.extend(list.take().map(|(.., maps)| vec![Expr::Lookup(maps)]));
+                    rules.extend(entries.into_values().map(|decision| {
+                        let verdict = skeleton::verdict(decision.action);
+                        vec![Expr::CountRule(decision.rule), Expr::Verdict(verdict)]
+                    }));
                     continue;
                 }
-                let occurrence = seen.entry(group.shape).and_modify(|n| *n += 1).or_insert(1);
-                let name = map_name(group.shape, *occurrence);
-                rules.push(vec![Expr::Lookup(vec![table.maps.len()])]);
-                let entry = |(key, (action, rule))| (key, Entry { verdict: verdict(action), rule });
-                let entries = group.entries.into_iter().map(entry).collect();
-                table.maps.push(Map { name, shape: group.shape, entries });
+                let entries = entries.into_iter().filter_map(|((source, destination, service), decision)| {
+                    let source = sides[0].name(levels.source, source)?;
+                    let destination = sides[1].name(levels.destination, destination)?;
+                    let entry = Entry { verdict: skeleton::verdict(decision.action), rule: decision.rule };
+                    Some((Key { source, destination, service }, entry))
+                });
+                let occurrence = seen.entry(shape).and_modify(|n| *n += 1).or_insert(1);
+                let name = self.map_name(shape, *occurrence);
+                list.get_or_insert((source, destination, Vec::new())).2.push(self.maps.len());
+                self.maps.push(Map { name, shape, entries: entries.collect() });
             }
-            chains.push(Chain { name: family_chain(family).to_owned(), hook: None, rules });
+            rules.extend(list.take().map(|(.., maps)| vec![Expr::Lookup(maps)]));
         }
-        // Behind the chains they go to, before those that come to them.
-        table.chains.splice(1..1, chains);
-        table
+        rules
+    }
+
+    /// Names a map by its shape, so that it keeps its name, and its counters, as long as its shape is used.
+    fn map_name(&self, shape: Shape, occurrence: usize) -> String {
+        let part = |part, side| match part {
+            Part::Bits(bits) => format!("{side}{bits}"),
+            Part::Class(at) => self.classes[at].name.clone(),
+        };
+        let service = match shape.service {
+            Detail::Nothing => "any",
+            Detail::Protocol => "proto",
+            Detail::Port => "port",
+        };
+        let (source, destination) = (part(shape.source, "s"), part(shape.destination, "d"));
+        format!("v{}_{source}_{destination}_{service}_{occurrence}", digit(shape.family))
     }
 }
 
-impl Group {
-    /// Returns whether it is new: a key that is there was decided by an earlier rule.
-    fn insert(&mut self, key: Key, action: Action, rule: usize) -> bool {
-        let std::collections::btree_map::Entry::Vacant(slot) = self.entries.entry(key) else { return false };
-        slot.insert((action, rule));
-        match action {
-            Action::Allow => self.allows += 1,
-            Action::Deny => self.denies += 1,
-        }
-        true
-    }
-
-    /// Returns whether an entry of the other action overlaps the key, so that the key must not go before it.
-    fn conflicts(&self, key: &Key, shape: Shape, action: Action, spent: &mut usize) -> bool {
-        *spent += 1;
-        let others = if action == Action::Allow { self.denies } else { self.allows };
-        if others == 0 {
-            return false;
-        }
-        if self.shape.is_coarser_than(shape) {
-            return self.entries.get(&key.cut(self.shape)).is_some_and(|(other, _)| *other != action);
-        }
-        *spent += self.entries.len();
-        self.entries.iter().any(|(other, (decided, _))| *decided != action && other.overlaps(key))
+fn digit(family: Family) -> u8 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
     }
 }
 
-fn shape_of(key: &Key) -> Option<Shape> {
-    let family = Family::of(&key.source);
-    (family == Family::of(&key.destination)).then(|| Shape {
-        family,
-        source: Part::Bits(key.source.prefix_len()),
-        destination: Part::Bits(key.destination.prefix_len()),
-        service: Detail::of(key.service),
+/// Divides both sides in the way that makes the cheapest lookups, of those with few entries.
+fn divide(matches: &[Match], most: usize) -> [Division; 2] {
+    let networks = |of: fn(&Match) -> IpNet| matches.iter().map(of).collect::<BTreeSet<_>>();
+    let (sources, destinations) = (networks(|of| of.source), networks(|of| of.destination));
+    let ways = |networks: &BTreeSet<IpNet>| {
+        let divided = GRADINGS.into_iter().map(|grading| Division::new(networks, grading));
+        divided.collect::<Vec<_>>()
+    };
+    let (mut sources, mut destinations) = (ways(&sources), ways(&destinations));
+    let most = most.min(FREE + DEAREST * matches.len());
+    // The last way of each side needs no more entries than there are matches.
+    let mut best = (sources.len() - 1, destinations.len() - 1, f64::INFINITY);
+    for (from, source) in sources.iter().enumerate() {
+        for (to, destination) in destinations.iter().enumerate() {
+            if let Some(cost) = cost(matches, [source, destination], most).filter(|cost| *cost < best.2) {
+                best = (from, to, cost);
+            }
+        }
+    }
+    [sources.swap_remove(best.0), destinations.swap_remove(best.1)]
+}
+
+/// Returns what a packet pays for at most, in lookups in a hash map; `None` if there would be more than `most` entries.
+fn cost(matches: &[Match], sides: [&Division; 2], most: usize) -> Option<f64> {
+    let (mut shapes, mut pairs, mut entries) = (BTreeSet::new(), BTreeSet::new(), 0);
+    for found in matches {
+        let (source, destination) = (sides[0].home(&found.source), sides[1].home(&found.destination));
+        entries += source.classes.len() * destination.classes.len();
+        if entries > most {
+            return None;
+        }
+        shapes.insert(Levels::new(source.level, destination.level, found.service));
+        pairs.insert((source.level, destination.level));
+    }
+    let classes = pairs.iter().flat_map(|(from, to)| {
+        [sides[0].needs_classes(*from), sides[1].needs_classes(*to)].into_iter().filter(|needed| *needed)
+    });
+    let count = |count: usize| f64::from(u32::try_from(count).unwrap_or(u32::MAX));
+    Some(count(shapes.len()) + INTERVALS * count(classes.count()))
+}
+
+/// Adds what the matches need to stages, as few as can be without more than `most` entries.
+fn stages<'a>(matches: &[Match], sides: [&'a Division; 2], most: usize) -> Vec<Stage<'a>> {
+    let named: usize = matches
+        .iter()
+        .map(|of| sides[0].home(&of.source).classes.len() * sides[1].home(&of.destination).classes.len())
+        .sum();
+    let spare = most.saturating_sub(named);
+    // Without entries that are shared, each crossing begins a stage.
+    let quotas = [spare, spare / 8, spare / 64, spare / 512, 0];
+    quotas.into_iter().find_map(|quota| staged(matches, sides, quota, spare)).unwrap_or_default()
+}
+
+/// Returns the stages, each with about `quota` shared entries; `None` if there are more than `most` in all.
+fn staged<'a>(
+    matches: &[Match],
+    sides: [&'a Division; 2],
+    quota: usize,
+    most: usize,
+) -> Option<Vec<Stage<'a>>> {
+    let mut done: Vec<Stage<'_>> = Vec::new();
+    let (mut stage, mut shared) = (Stage::new(sides), 0);
+    for matches in matches.chunk_by(|a, b| a.rule == b.rule) {
+        let entries: Vec<_> = matches.iter().flat_map(|of| entries(of, sides)).collect();
+        let crossings: usize = entries
+            .iter()
+            .map(|(shape, key, decision)| stage.crossings(*shape, *key, decision.action))
+            .sum();
+        if stage.shared + crossings > quota {
+            shared += stage.shared;
+            done.push(std::mem::replace(&mut stage, Stage::new(sides)));
+        }
+        for (shape, key, decision) in entries {
+            stage.add(shape, key, decision);
+            if shared + stage.shared > most {
+                return None;
+            }
+        }
+    }
+    done.push(stage);
+    Some(done)
+}
+
+/// Returns the entries that say what a match says.
+fn entries(
+    of: &Match,
+    sides: [&Division; 2],
+) -> impl Iterator<Item = (Levels, resolve::Key, resolve::Decision)> {
+    let (source, destination) = (sides[0].home(&of.source).clone(), sides[1].home(&of.destination).clone());
+    let shape = Levels::new(source.level, destination.level, of.service);
+    let decision = resolve::Decision { action: of.action, rule: of.rule };
+    let service = of.service;
+    source.classes.flat_map(move |from| {
+        destination.classes.clone().map(move |to| (shape, (from, to, service), decision))
     })
-}
-
-fn bits(part: Part) -> u8 {
-    match part {
-        Part::Bits(bits) => bits,
-        Part::Class(_) => 0,
-    }
 }
 
 impl Shape {
     fn is_empty(self) -> bool {
         self.source.is_nothing() && self.destination.is_nothing() && self.service == Detail::Nothing
-    }
-
-    fn is_coarser_than(self, other: Self) -> bool {
-        self.source <= other.source && self.destination <= other.destination && self.service <= other.service
-    }
-}
-
-impl Key {
-    /// Cuts the key down to a coarser shape.
-    fn cut(&self, shape: Shape) -> Self {
-        let cut = |net: IpNet, part| IpNet::new(net.addr(), bits(part)).map_or(net, |net| net.trunc());
-        Self {
-            source: cut(self.source, shape.source),
-            destination: cut(self.destination, shape.destination),
-            service: match (shape.service, self.service) {
-                (Detail::Nothing, _) | (_, Service::Any) => Service::Any,
-                (Detail::Protocol, Service::Tcp(_)) => Service::Tcp(None),
-                (Detail::Protocol, Service::Udp(_)) => Service::Udp(None),
-                (Detail::Port, service) => service,
-            },
-        }
-    }
-
-    fn overlaps(&self, other: &Self) -> bool {
-        let ports = |a: Option<_>, b: Option<_>| a.is_none() || b.is_none() || a == b;
-        let services = match (self.service, other.service) {
-            (Service::Any, _) | (_, Service::Any) => true,
-            (Service::Tcp(a), Service::Tcp(b)) | (Service::Udp(a), Service::Udp(b)) => ports(a, b),
-            (Service::Tcp(_), Service::Udp(_)) | (Service::Udp(_), Service::Tcp(_)) => false,
-        };
-        services && meet(&self.source, &other.source) && meet(&self.destination, &other.destination)
-    }
-}
-
-/// Chain that counts and drops.
-const DENY: &str = "deny";
-/// Chain that every packet of the mesh interface goes to.
-const JUDGE: &str = "judge";
-/// Counter of what a rule or the default denied.
-const DENIED: &str = "denied";
-/// Counter of what belongs to no connection that was seen to open.
-const INVALID: &str = "invalid";
-/// Prefix of the log (contract, section 5).
-const LOG_PREFIX: &str = "plexd-denied ";
-
-fn family_chain(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "rules4",
-        Family::V6 => "rules6",
-    }
-}
-
-/// Names a map by its shape, so that it keeps its name, and its counters, as long as its shape is used.
-fn map_name(shape: Shape, occurrence: usize) -> String {
-    let family = match shape.family {
-        Family::V4 => 4,
-        Family::V6 => 6,
-    };
-    let service = match shape.service {
-        Detail::Nothing => "any",
-        Detail::Protocol => "proto",
-        Detail::Port => "port",
-    };
-    format!("v{family}_s{}_d{}_{service}_{occurrence}", bits(shape.source), bits(shape.destination))
-}
-
-/// Returns all but the rules: the hooks, the default, the end of what is denied.
-fn skeleton(context: &Context) -> Table {
-    let regular = |name: &str, rules| Chain { name: name.to_owned(), hook: None, rules };
-    let base = |name: &str, hook, rules| Chain { name: name.to_owned(), hook: Some(hook), rules };
-    let to_judge = || Expr::Verdict(Verdict::Goto(JUDGE.to_owned()));
-    let incoming = || vec![Expr::InputInterface(context.interface.clone()), to_judge()];
-    let outgoing = || vec![Expr::OutputInterface(context.interface.clone()), to_judge()];
-
-    let mut deny = Vec::new();
-    if context.log_denied {
-        let limit = Expr::Limit { per_second: 5, burst: 20 };
-        deny.push(vec![limit, Expr::Log { prefix: LOG_PREFIX.to_owned() }]);
-    }
-    deny.push(vec![Expr::Count(DENIED.to_owned()), Expr::Verdict(Verdict::Drop)]);
-
-    let of_family = |family: Family| {
-        vec![Expr::Family(family), Expr::Verdict(Verdict::Jump(family_chain(family).to_owned()))]
-    };
-    let default = match context.default {
-        Action::Allow => Verdict::Accept,
-        Action::Deny => Verdict::Goto(DENY.to_owned()),
-    };
-    let invalid = |what| vec![what, Expr::Count(INVALID.to_owned()), Expr::Verdict(Verdict::Drop)];
-    let judge = vec![
-        invalid(Expr::Untracked),
-        // A connection that was opened while there was no table could be taken for one in the other direction.
-        invalid(Expr::MidStream),
-        of_family(Family::V4),
-        of_family(Family::V6),
-        vec![Expr::Verdict(default)],
-    ];
-    Table {
-        counters: vec![DENIED.to_owned(), INVALID.to_owned()],
-        classes: Vec::new(),
-        maps: Vec::new(),
-        chains: vec![
-            regular(DENY, deny),
-            regular(JUDGE, judge),
-            base("input", Hook::Input, vec![incoming()]),
-            base("forward", Hook::Forward, vec![incoming(), outgoing()]),
-            base("output", Hook::Output, vec![outgoing()]),
-        ],
     }
 }

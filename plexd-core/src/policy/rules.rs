@@ -55,7 +55,7 @@ pub enum Selector {
 }
 
 /// Transport protocol and destination port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
     /// Any protocol, any port.
     Any,
