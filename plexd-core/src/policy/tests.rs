@@ -219,6 +219,40 @@ fn rules_of_one_shape_share_one_lookup() {
     assert_eq!(table.maps.iter().map(|map| map.entries.len()).sum::<usize>(), 1_000);
 }
 
+/// Returns how many lookups a packet takes at most.
+fn lookups(rules: impl IntoIterator<Item = Rule>) -> usize {
+    compile(&set(rules), &context()).unwrap().unwrap().maps.len()
+}
+
+#[test]
+fn neither_prefix_lengths_nor_denials_in_between_make_lookups() {
+    let rules = (0..3_000_u32).map(|n| {
+        let action = if n % 10 == 0 { "deny" } else { "allow" };
+        let (source, length) = (Ipv4Addr::from(0x0a80_0000 + n * 2_654), 9 + n % 24);
+        let destination = ["n_here", "10.0.0.1", "10.0.0.0/16", "10.0.0.0/24"][n as usize % 4];
+        rule(&format!("{action} {source}/{length} {destination} tcp {}", 1 + n % 7))
+    });
+    // 24 lengths, and denials in between: a lookup for each level, and what crosses.
+    let found = lookups(rules);
+    assert!(found <= 4, "{found}");
+    let crossed = (0..400_u32).map(|n| {
+        let peer = Ipv4Addr::from(0x0a01_0000 + n);
+        rule(&if n % 2 == 0 { format!("allow {peer} *") } else { format!("deny * {peer}") })
+    });
+    assert_eq!(lookups(crossed), 3);
+}
+
+#[test]
+fn what_would_need_too_many_entries_takes_more_lookups_instead() {
+    let crossed = (0..4_000_u32).map(|n| {
+        let peer = Ipv4Addr::from(0x0a01_0000 + n);
+        rule(&if n % 2 == 0 { format!("allow {peer} *") } else { format!("deny * {peer}") })
+    });
+    let table = compile(&set(crossed), &context()).unwrap().unwrap();
+    assert!((4..400).contains(&table.maps.len()), "{}", table.maps.len());
+    assert!(table.maps.iter().map(|map| map.entries.len()).sum::<usize>() <= MAX_ENTRIES);
+}
+
 #[test]
 fn sets_that_are_too_large_are_refused() {
     let many = |count: usize| set(std::iter::repeat_with(|| rule("allow n_a n_here")).take(count));
@@ -333,6 +367,69 @@ fn any_context() -> impl Strategy<Value = Context> {
         let members = [(id("n_here"), here), (id("n_a"), a), (id("n_b"), b), (id("n_c"), c)];
         Context { mesh_ip, default, members: BTreeMap::from(members), ..context() }
     })
+}
+
+/// An address of either family among a thousand, and networks around it of every length.
+fn wide_address() -> impl Strategy<Value = IpAddr> + Clone {
+    (any::<bool>(), 0_u16..1_024).prop_map(|(v4, low)| {
+        let [high, low] = low.to_be_bytes();
+        if v4 { [10, 0, high, low].into() } else { [0xfd00, 0, 0, 0, 0, 0, high.into(), low.into()].into() }
+    })
+}
+
+fn wide_network() -> impl Strategy<Value = IpNet> + Clone {
+    (wide_address(), prop_oneof![2 => Just(0_u8), 4 => 0_u8..10, 1 => 10_u8..=32]).prop_map(
+        |(address, short)| {
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            IpNet::new(address, bits - short).unwrap().trunc()
+        },
+    )
+}
+
+fn wide_rule() -> impl Strategy<Value = Rule> + Clone {
+    let selector = || {
+        let ids = ["n_here", "n_a", "n_b", "n_c"];
+        prop_oneof![
+            1 => Just(Selector::Any),
+            12 => wide_network().prop_map(Selector::Net),
+            3 => proptest::sample::select(ids.to_vec()).prop_map(|id| Selector::Node(id.parse().unwrap())),
+        ]
+    };
+    let action = prop_oneof![4 => Just(Action::Allow), 1 => Just(Action::Deny)];
+    (selector(), selector(), any_service(), action).prop_map(|(src, dst, service, action)| Rule {
+        src,
+        dst,
+        service,
+        action,
+    })
+}
+
+fn wide_flow() -> impl Strategy<Value = Flow> + Clone {
+    let protocol = prop_oneof![Just(TCP), Just(UDP), Just(ICMP)];
+    let ends = (wide_address(), wide_address()).prop_filter("one family", |(a, b)| a.is_ipv4() == b.is_ipv4());
+    (ends, protocol, 1_u16..5).prop_map(|((source, destination), protocol, port)| Flow {
+        source,
+        destination,
+        protocol,
+        port,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4) })]
+
+    #[test]
+    fn thousands_of_rules_decide_as_the_reference(
+        rules in vec(wide_rule(), 1_000..4_000),
+        context in any_context(),
+        flows in vec(wide_flow(), 500),
+    ) {
+        let policies = set(rules);
+        let table = compile(&policies, &context).unwrap().unwrap();
+        for flow in flows {
+            prop_assert_eq!(decides(&table, &flow), evaluate(&policies, &context, &flow).action, "{:?}", flow);
+        }
+    }
 }
 
 proptest! {

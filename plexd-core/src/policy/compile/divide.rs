@@ -247,3 +247,72 @@ fn following(address: IpAddr) -> Option<IpAddr> {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits().checked_add(1)?).into(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn network() -> impl Strategy<Value = IpNet> {
+        (any::<bool>(), 0_u8..32, 0_u8..=6).prop_map(|(edge, low, short)| {
+            // Near either end of the addresses.
+            let address = if edge { [255, 255, 255, 255 - low] } else { [0, 0, 0, low] };
+            IpNet::new(IpAddr::from(address), if short == 6 { 0 } else { 32 - short }).unwrap().trunc()
+        })
+    }
+
+    fn grading() -> impl Strategy<Value = Grading> {
+        prop_oneof![Just(Grading::ByLength), (1_usize..6).prop_map(Grading::ByNesting)]
+    }
+
+    proptest! {
+        #[test]
+        fn a_network_is_the_sum_of_its_classes(
+            networks in proptest::collection::btree_set(network(), 1..40),
+            grading in grading(),
+        ) {
+            let division = Division::new(&networks, grading);
+            let edges = (0..40).flat_map(|low| [[0, 0, 0, low], [255, 255, 255, 255 - low], [9, 9, 9, low]]);
+            for address in edges.map(IpAddr::from) {
+                for network in &networks {
+                    let home = division.home(network);
+                    let looked_up = match division.part(home.level, 0) {
+                        Part::Bits(bits) => IpNet::new(address, bits).unwrap().trunc(),
+                        Part::Class(_) => division.classes(home.level, String::new()).class_of(address).into(),
+                    };
+                    let mut names = home.classes.clone().filter_map(|class| division.name(home.level, class));
+                    prop_assert_eq!(names.any(|name| name == looked_up), network.contains(&address));
+                }
+            }
+        }
+
+        #[test]
+        fn a_class_lies_within_one_further_up_or_apart_from_all(
+            networks in proptest::collection::btree_set(network(), 1..40),
+            grading in grading(),
+        ) {
+            let division = Division::new(&networks, grading);
+            for address in (0..40).flat_map(|low| [[0, 0, 0, low], [255, 255, 255, 255 - low]]).map(IpAddr::from) {
+                for from in 0..division.levels() {
+                    let Some(class) = division.levels[from].class_of(address) else { continue };
+                    for to in from..division.levels() {
+                        let expected = division.levels[to].class_of(address);
+                        prop_assert_eq!(division.above(from, class, to), expected);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_network_has_more_classes_than_asked_for(
+            networks in proptest::collection::btree_set(network(), 1..40),
+            most in 1_usize..6,
+        ) {
+            let division = Division::new(&networks, Grading::ByNesting(most));
+            prop_assert!(networks.iter().all(|network| division.home(network).classes.len() <= most));
+            let by_length = Division::new(&networks, Grading::ByLength);
+            prop_assert!(networks.iter().all(|network| by_length.home(network).classes.len() == 1));
+        }
+    }
+}
