@@ -73,7 +73,8 @@ fn rates(mix: Mix) -> Vec<(f64, usize)> {
         for (at, size) in SIZES.into_iter().enumerate() {
             let table = table(mix, size);
             lookups[at] = lookups_of(&table);
-            let r = rate(table); eprintln!("{size} {} {r}", lookups[at]);
+            let r = rate(table);
+            eprintln!("{size} {} {r}", lookups[at]);
             rates[at].push(r);
         }
     }
@@ -144,7 +145,9 @@ fn packets() -> Vec<[u8; 28]> {
         packet[24..26].copy_from_slice(&8_u16.to_be_bytes());
         packet
     };
-    (0..SENDERS).flat_map(|number| (1..=PORTS).map(move |port| packet(sender(number), 10_000 + port))).collect()
+    (0..SENDERS)
+        .flat_map(|number| (1..=PORTS).map(move |port| packet(sender(number), 10_000 + port)))
+        .collect()
 }
 
 /// Sends the packets and returns how long it took, in seconds.
