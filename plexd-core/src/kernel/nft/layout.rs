@@ -19,10 +19,20 @@ pub(super) struct Part {
     pub(super) direction: Option<u8>,
     /// Registers of 32 bits.
     pub(super) words: u32,
-    /// The bits that count, unless all do.
-    pub(super) mask: Option<Vec<u8>>,
+    /// What becomes of it before it is looked up.
+    pub(super) cut: Cut,
     /// Number of the type in `nft`, which alone reads it.
     datatype: u32,
+}
+
+/// What becomes of a part of the tuple before it is looked up.
+pub(super) enum Cut {
+    /// All of it counts.
+    Nothing,
+    /// These bits of it count.
+    Bits(Vec<u8>),
+    /// The class counts that it has in the [`Classes`](crate::policy::table::Classes) at this position.
+    Class(usize),
 }
 
 impl Layout {
@@ -39,15 +49,20 @@ impl Layout {
             Family::V6 => (ct::SOURCE_V6, ct::DESTINATION_V6),
         };
         let address = move |key, part| {
-            let Looked::Bits(bits) = part else { return None };
-            let (words, datatype) = match family {
-                Family::V4 => (1, datatype::IPV4_ADDRESS),
-                Family::V6 => (4, datatype::IPV6_ADDRESS),
+            let words = match family {
+                Family::V4 => 1,
+                Family::V6 => 4,
             };
-            let mask = prefix_mask(family, bits);
-            (bits > 0).then_some(Part { key, direction: Some(ct::ORIGINAL), words, mask, datatype })
+            let cut = match part {
+                Looked::Bits(0) => return None,
+                Looked::Bits(bits) => prefix_mask(family, bits).map_or(Cut::Nothing, Cut::Bits),
+                Looked::Class(position) => Cut::Class(position),
+            };
+            let datatype = address_type(family);
+            Some(Part { key, direction: Some(ct::ORIGINAL), words, cut, datatype })
         };
-        let number = |key, direction, datatype| Part { key, direction, words: 1, mask: None, datatype };
+        let number =
+            |key, direction, datatype| Part { key, direction, words: 1, cut: Cut::Nothing, datatype };
         let protocol =
             (service >= Detail::Protocol).then(|| number(ct::PROTOCOL, None, datatype::INET_PROTOCOL));
         let port = (service == Detail::Port)
@@ -68,6 +83,28 @@ impl Layout {
     }
 }
 
+/// Returns the number of addresses as a type in `nft`.
+pub(super) fn address_type(family: Family) -> u32 {
+    match family {
+        Family::V4 => datatype::IPV4_ADDRESS,
+        Family::V6 => datatype::IPV6_ADDRESS,
+    }
+}
+
+/// Returns an address as it lies in registers.
+pub(super) fn address_bytes(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// Returns the address that lies in registers like this; `None` if none does.
+pub(super) fn address_from(bytes: &[u8]) -> Option<IpAddr> {
+    let v4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
 /// Returns the mask of a prefix; `None` where all bits count.
 fn prefix_mask(family: Family, bits: u8) -> Option<Vec<u8>> {
     match family {
@@ -80,10 +117,7 @@ fn prefix_mask(family: Family, bits: u8) -> Option<Vec<u8>> {
 /// Returns a key as it lies in the registers.
 pub(super) fn key_bytes(key: &Key, shape: Shape) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(40);
-    let mut address = |net: &IpNet| match net.network() {
-        IpAddr::V4(address) => bytes.extend_from_slice(&address.octets()),
-        IpAddr::V6(address) => bytes.extend_from_slice(&address.octets()),
-    };
+    let mut address = |net: &IpNet| bytes.extend_from_slice(&address_bytes(net.network()));
     if !shape.source.is_nothing() {
         address(&key.source);
     }

@@ -1,13 +1,16 @@
 //! nftables over netlink, without a C library and without `nft`: the table `inet plexd` is put in place whole, in one
 //! transaction, and read back whole. No other table is changed.
 //!
-//! - `wire`: bytes; `encode`, `expression`, `layout`: our table as messages
+//! - `wire`: bytes; `encode`, `expression`, `maps`, `classes`, `layout`, `data`: our table as messages
 //! - `socket`: requests and transactions; `dump`: what is there; [`Monitor`]: whether others changed it
 
+mod classes;
+mod data;
 mod dump;
 mod encode;
 mod expression;
 mod layout;
+mod maps;
 mod monitor;
 mod numbers;
 mod socket;
@@ -159,10 +162,11 @@ impl State {
         for chain in &table.chains {
             add(&mut transaction, Subject::Chain(chain.name.clone()), encode::chain(chain));
         }
-        for (map, id) in table.maps.iter().zip(1..) {
-            add(&mut transaction, Subject::Map(map.name.clone()), encode::map(map, id));
-            for request in encode::entries(map, id, old) {
-                add(&mut transaction, Subject::Entries(map.name.clone()), request);
+        for (map, id) in maps::of(table).zip(1..) {
+            let name = map.name.to_owned();
+            add(&mut transaction, Subject::Map(name.clone()), encode::map(&map, id));
+            for request in encode::elements(map, id, old) {
+                add(&mut transaction, Subject::Entries(name.clone()), request);
             }
         }
         for chain in &table.chains {

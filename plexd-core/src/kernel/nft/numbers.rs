@@ -43,6 +43,7 @@ pub(super) mod attribute {
     pub(in super::super) const SET_KEY_TYPE: u16 = 4;
     pub(in super::super) const SET_KEY_LEN: u16 = 5;
     pub(in super::super) const SET_DATA_TYPE: u16 = 6;
+    pub(in super::super) const SET_DATA_LEN: u16 = 7;
     pub(in super::super) const SET_DESC: u16 = 9;
     pub(in super::super) const SET_ID: u16 = 10;
     pub(in super::super) const SET_EXPR: u16 = 17;
@@ -141,8 +142,14 @@ pub(super) mod datatype {
 
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
 pub(super) const PAYLOAD_OF_TRANSPORT: u32 = 2;
+/// `NFT_SET_INTERVAL`: an element is where something begins, or where it ends.
+pub(super) const SET_IS_INTERVAL: u32 = 0x4;
 /// `NFT_SET_MAP`.
 pub(super) const SET_IS_MAP: u32 = 0x8;
+/// `NFT_SET_ELEM_INTERVAL_END`.
+pub(super) const ELEMENT_IS_END: u32 = 0x1;
+/// `NFT_SET_ELEM_CATCHALL`, since Linux 5.13: it has no key and stands for what no other element has.
+pub(super) const ELEMENT_IS_REST: u32 = 0x2;
 /// `NFT_DATA_VERDICT`: a map's values are verdicts.
 pub(super) const DATA_IS_VERDICT: u32 = 0xffff_ff00;
 /// `NFT_OBJECT_COUNTER`.
