@@ -121,7 +121,8 @@ fn matches(policies: &PolicySet, context: &Context) -> Result<[Vec<Match>; 2], C
                 for &destination in &destinations {
                     let family = Family::of(&source);
                     if family == Family::of(&destination) && known.insert((source, destination, of.service)) {
-                        let found = Match { source, destination, service: of.service, action: of.action, rule };
+                        let found =
+                            Match { source, destination, service: of.service, action: of.action, rule };
                         matches[family as usize].push(found);
                     }
                 }
@@ -281,10 +282,8 @@ fn staged<'a>(
     let (mut stage, mut shared) = (Stage::new(sides), 0);
     for matches in matches.chunk_by(|a, b| a.rule == b.rule) {
         let entries: Vec<_> = matches.iter().flat_map(|of| entries(of, sides)).collect();
-        let crossings: usize = entries
-            .iter()
-            .map(|(shape, key, decision)| stage.crossings(*shape, *key, decision.action))
-            .sum();
+        let crossings: usize =
+            entries.iter().map(|(shape, key, decision)| stage.crossings(*shape, *key, decision.action)).sum();
         if stage.shared + crossings > quota {
             shared += stage.shared;
             done.push(std::mem::replace(&mut stage, Stage::new(sides)));

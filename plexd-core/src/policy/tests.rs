@@ -406,7 +406,8 @@ fn wide_rule() -> impl Strategy<Value = Rule> + Clone {
 
 fn wide_flow() -> impl Strategy<Value = Flow> + Clone {
     let protocol = prop_oneof![Just(TCP), Just(UDP), Just(ICMP)];
-    let ends = (wide_address(), wide_address()).prop_filter("one family", |(a, b)| a.is_ipv4() == b.is_ipv4());
+    let ends =
+        (wide_address(), wide_address()).prop_filter("one family", |(a, b)| a.is_ipv4() == b.is_ipv4());
     (ends, protocol, 1_u16..5).prop_map(|((source, destination), protocol, port)| Flow {
         source,
         destination,

@@ -77,7 +77,8 @@ impl Division {
         }
         let above = levels.iter().enumerate().map(|(at, level)| {
             let higher = levels.iter().enumerate().map(|(to, higher)| {
-                let within = |network: &IpNet| if to > at { higher.class_of(network.network()) } else { None };
+                let within =
+                    |network: &IpNet| if to > at { higher.class_of(network.network()) } else { None };
                 level.networks.iter().map(within).collect()
             });
             higher.collect()
@@ -128,7 +129,8 @@ impl Division {
         // The first that names no class: there are more addresses than classes.
         let rest = (0..).find(|candidate| !names.contains(candidate)).map_or(0, |rest| rest);
         let rest = address(family, rest);
-        let name_of = |class: Option<u32>| class.and_then(|class| level.firsts[class as usize]).unwrap_or(rest);
+        let name_of =
+            |class: Option<u32>| class.and_then(|class| level.firsts[class as usize]).unwrap_or(rest);
         let starts = level.starts.iter().map(|(start, class)| (*start, name_of(*class))).collect();
         Classes { name, family, starts, rest }
     }

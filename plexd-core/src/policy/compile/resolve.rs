@@ -9,8 +9,8 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::divide::Division;
-use crate::policy::{Action, Service};
 use crate::policy::table::Detail;
+use crate::policy::{Action, Service};
 
 /// Numbers of the classes of source and destination, and the service.
 pub(super) type Key = (u32, u32, Service);
@@ -130,9 +130,8 @@ impl<'a> Stage<'a> {
     /// Returns what the first of the rules says that have an entry around this one, or this one.
     fn covering(&self, shape: Shape, key: Key) -> Option<Decision> {
         let around = self.shapes.iter().filter(|(coarser, _)| shape.is_within(**coarser));
-        let found = around.filter_map(|(coarser, entries)| {
-            entries.get(&self.project(shape, key, *coarser)?).copied()
-        });
+        let found = around
+            .filter_map(|(coarser, entries)| entries.get(&self.project(shape, key, *coarser)?).copied());
         found.min_by_key(|decision| decision.rule)
     }
 
