@@ -533,7 +533,10 @@ fn root_connection_that_was_judged_goes_on_over_a_restart_and_while_the_table_is
             assert!(echo(&mut stream, PASSES), "{host}: with a table again");
         }
         let counters = counters(wait(nft.observe(&rules)).unwrap());
-        assert_eq!(counters.named["invalid"].packets, 0, "{counters:?}");
+        // None was a segment of the connections: they are smaller than the kernel's multicast listener reports, which belong
+        // to no connection and may come at any time.
+        let invalid = &counters.named["invalid"];
+        assert!(invalid.bytes >= 76 * invalid.packets, "{counters:?}");
     });
 }
 
