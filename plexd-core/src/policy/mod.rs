@@ -13,7 +13,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
-pub use compile::{CompileError, MAX_ENTRIES, MAX_RULES, compile};
+pub use compile::{CompileError, MAX_ENTRIES, MAX_RULES, compile, compile_plainly};
 pub use context::Context;
 pub use evaluate::{Decision, Flow, evaluate, visible};
 pub use rules::{Action, Policy, PolicySet, Rule, Selector, Service};

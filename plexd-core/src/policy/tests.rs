@@ -426,9 +426,10 @@ proptest! {
         flows in vec(wide_flow(), 500),
     ) {
         let policies = set(rules);
-        let table = compile(&policies, &context).unwrap().unwrap();
+        let tables = [compile, compile_plainly].map(|by| by(&policies, &context).unwrap().unwrap());
         for flow in flows {
-            prop_assert_eq!(decides(&table, &flow), evaluate(&policies, &context, &flow).action, "{:?}", flow);
+            let action = evaluate(&policies, &context, &flow).action;
+            prop_assert_eq!(tables.each_ref().map(|table| decides(table, &flow)), [action; 2], "{:?}", flow);
         }
     }
 }
@@ -443,9 +444,10 @@ proptest! {
         flows in vec(any_flow(), 40),
     ) {
         let policies = set(rules);
-        let table = compile(&policies, &context).unwrap().unwrap();
+        let tables = [compile, compile_plainly].map(|by| by(&policies, &context).unwrap().unwrap());
         for flow in flows {
-            prop_assert_eq!(decides(&table, &flow), evaluate(&policies, &context, &flow).action, "{:?}", flow);
+            let action = evaluate(&policies, &context, &flow).action;
+            prop_assert_eq!(tables.each_ref().map(|table| decides(table, &flow)), [action; 2], "{:?}", flow);
         }
     }
 

@@ -126,8 +126,9 @@ impl Division {
         let level = &self.levels[level];
         let family = level.networks.first().map_or(Family::V4, Family::of);
         let names: BTreeSet<u128> = level.firsts.iter().flatten().map(|first| bits(*first)).collect();
-        // The first that names no class: there are more addresses than classes.
-        let rest = (0..).find(|candidate| !names.contains(candidate)).map_or(0, |rest| rest);
+        // The first address that names no class.
+        let rest =
+            (0..).take(names.len() + 1).find(|candidate| !names.contains(candidate)).unwrap_or_default();
         let rest = address(family, rest);
         let name_of =
             |class: Option<u32>| class.and_then(|class| level.firsts[class as usize]).unwrap_or(rest);
@@ -207,7 +208,7 @@ fn by_nesting(networks: &[IpNet], most: usize) -> Vec<usize> {
     let mut nested: Vec<Vec<usize>> = vec![Vec::new(); networks.len()];
     for at in (0..networks.len()).rev() {
         let mut counts = std::mem::take(&mut nested[at]);
-        let level = counts.iter().position(|count| count + 1 <= most).unwrap_or(counts.len());
+        let level = counts.iter().position(|count| *count < most).unwrap_or(counts.len());
         levels[at] = level;
         add(&mut counts, level, 1);
         if let Some(parent) = parents[at] {

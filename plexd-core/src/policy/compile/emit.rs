@@ -1,0 +1,114 @@
+//! Stages as maps, classes, and the rules that look them up.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::divide::Division;
+use super::resolve::{self, Decision, Stage};
+use super::skeleton::verdict;
+use crate::policy::table::{Classes, Detail, Entry, Expr, Family, Key, Map, Part, Shape};
+
+/// The maps and the classes of the table, of both families.
+#[derive(Default)]
+pub(super) struct Maps {
+    pub(super) classes: Vec<Classes>,
+    pub(super) maps: Vec<Map>,
+}
+
+impl Maps {
+    /// Adds those of a family, and returns the rules that look them up.
+    pub(super) fn add(
+        &mut self,
+        family: Family,
+        sides: [&Division; 2],
+        stages: Vec<Stage<'_>>,
+    ) -> Vec<Vec<Expr>> {
+        let parts = [("src", sides[0]), ("dst", sides[1])].map(|(side, of)| self.parts(side, family, of));
+        let mut rules = Vec::new();
+        let mut occurrences = BTreeMap::new();
+        for stage in stages {
+            // Maps that look at the same parts of the addresses stand side by side.
+            let mut list: Vec<usize> = Vec::new();
+            let mut listed = None;
+            for (levels, entries) in stage.into_shapes() {
+                let [source, destination] = [parts[0][levels.source], parts[1][levels.destination]];
+                let shape = Shape { family, source, destination, service: levels.detail() };
+                let ends = listed.replace((source, destination)) != Some((source, destination));
+                if (ends || shape.is_empty()) && !list.is_empty() {
+                    rules.push(vec![Expr::Lookup(std::mem::take(&mut list))]);
+                }
+                if shape.is_empty() {
+                    // One entry, which matches all that is left.
+                    let all = entries.into_values();
+                    rules.extend(
+                        all.map(|of| vec![Expr::CountRule(of.rule), Expr::Verdict(verdict(of.action))]),
+                    );
+                    continue;
+                }
+                let occurrence = occurrences.entry(shape).and_modify(|n| *n += 1).or_insert(1);
+                let name = self.name(shape, *occurrence);
+                list.push(self.maps.len());
+                self.maps.push(Map { name, shape, entries: named(entries, levels, sides) });
+            }
+            if !list.is_empty() {
+                rules.push(vec![Expr::Lookup(list)]);
+            }
+        }
+        rules
+    }
+
+    /// Returns what of an address each level of a side looks at, and has added the classes for it.
+    fn parts(&mut self, side: &str, family: Family, division: &Division) -> Vec<Part> {
+        let mut number = 0;
+        let part = |level| {
+            if division.needs_classes(level) {
+                number += 1;
+                self.classes.push(division.classes(level, format!("{side}{}_{number}", digit(family))));
+            }
+            division.part(level, self.classes.len().saturating_sub(1))
+        };
+        (0..division.levels()).map(part).collect()
+    }
+
+    /// Names a map by its shape, so that it keeps its name, and its counters, as long as its shape is used.
+    fn name(&self, shape: Shape, occurrence: usize) -> String {
+        let part = |part, side| match part {
+            Part::Bits(bits) => format!("{side}{bits}"),
+            Part::Class(at) => self.classes[at].name.clone(),
+        };
+        let service = match shape.service {
+            Detail::Nothing => "any",
+            Detail::Protocol => "proto",
+            Detail::Port => "port",
+        };
+        let (source, destination) = (part(shape.source, "s"), part(shape.destination, "d"));
+        format!("v{}_{source}_{destination}_{service}_{occurrence}", digit(shape.family))
+    }
+}
+
+/// Returns the entries by their keys in the table, but for classes that have no address.
+fn named(
+    entries: HashMap<resolve::Key, Decision>,
+    levels: resolve::Shape,
+    sides: [&Division; 2],
+) -> BTreeMap<Key, Entry> {
+    let named = entries.into_iter().filter_map(|((source, destination, service), decision)| {
+        let source = sides[0].name(levels.source, source)?;
+        let destination = sides[1].name(levels.destination, destination)?;
+        let entry = Entry { verdict: verdict(decision.action), rule: decision.rule };
+        Some((Key { source, destination, service }, entry))
+    });
+    named.collect()
+}
+
+fn digit(family: Family) -> u8 {
+    match family {
+        Family::V4 => 4,
+        Family::V6 => 6,
+    }
+}
+
+impl Shape {
+    fn is_empty(self) -> bool {
+        self.source.is_nothing() && self.destination.is_nothing() && self.service == Detail::Nothing
+    }
+}
