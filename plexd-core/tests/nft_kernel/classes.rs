@@ -281,23 +281,23 @@ fn root_every_edit_of_classes_is_observed_and_named() {
         let table = both_families();
         wait(nft.replace(&table)).unwrap();
         let edits = [
-            ("add element inet plexd source4 { 10.201.3.0-10.201.3.9 : 10.201.1.0 }", "10.201.3.0"),
-            ("add element inet plexd source4 { 10.201.4.8 : 10.201.4.7 }", "10.201.4.8"),
+            ("add element inet plexd source4 { 10.201.3.0-10.201.3.9 : 0 . 10.201.1.0 }", "10.201.3.0"),
+            ("add element inet plexd source4 { 10.201.4.8 : 0 . 10.201.4.7 }", "10.201.4.8"),
             ("delete element inet plexd source4 { 10.201.4.7 }", "10.201.4.7"),
             ("delete element inet plexd source4 { 10.201.128.0-255.255.255.255 }", "10.201.128.0"),
             (
                 "delete element inet plexd source4 { 10.201.4.7 } ; \
-                 add element inet plexd source4 { 10.201.4.7 : 10.201.1.0 }",
+                 add element inet plexd source4 { 10.201.4.7 : 0 . 10.201.1.0 }",
                 "10.201.4.7",
             ),
             ("delete element inet plexd source4 { * }", "all that has no entry"),
             (
                 "delete element inet plexd source4 { * } ; \
-                 add element inet plexd source4 { * : 10.201.1.0 }",
+                 add element inet plexd source4 { * : 0 . 10.201.1.0 }",
                 "all that has no entry",
             ),
             ("flush map inet plexd destination4", "destination4"),
-            ("add element inet plexd destination6 { fd00:200:3::/64 : fd00:200:1:: }", "fd00:200:3::"),
+            ("add element inet plexd destination6 { fd00:200:3::/64 : 0 . fd00:200:1:: }", "fd00:200:3::"),
             ("delete element inet plexd destination6 { fd00:200:1::/48 }", "fd00:200:1::"),
             ("delete element inet plexd v4_port { * }", "all that has no entry"),
             (
@@ -332,12 +332,10 @@ fn root_classes_and_lists_are_shown_by_nft() {
         wait(nft.replace(&both_families())).unwrap();
         let listed = run("nft list table inet plexd");
         for text in [
-            "type ipv4_addr : ipv4_addr",
-            "10.201.0.64-10.201.0.127 : 10.201.0.64",
-            "10.201.128.0-255.255.255.255 : 10.201.128.0",
-            "* : 0.0.0.0",
-            "map @source4",
-            "map @destination6",
+            "type ipv4_addr : mark . ipv4_addr",
+            "10.201.0.64-10.201.0.127 : 0x00000000 . 10.201.0.64",
+            "10.201.128.0-255.255.255.255 : 0x00000000 . 10.201.128.0",
+            "* : 0x00000000 . 0.0.0.0",
             ": continue",
         ] {
             assert!(listed.contains(text), "{text} in {listed}");
