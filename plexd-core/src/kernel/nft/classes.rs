@@ -97,7 +97,7 @@ mod tests {
                 format!("addresses from 10.0.0.9 on: {}", value(0)),
                 "the end of a class before 10.0.1.0: None".to_owned(),
                 format!("addresses from 255.255.255.255 on: {}", value(8)),
-                "all that has no entry: Some(Value([0, 0, 0, 0, 0, 0, 0, 0]))".to_owned(),
+                "all else: Some(Value([0, 0, 0, 0, 0, 0, 0, 0]))".to_owned(),
             ]
         );
     }
