@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use super::data::Data;
-use super::layout::{address_bytes, address_type};
+use super::layout::{address_bytes, address_type, class_bytes, class_type};
 use super::maps::{At, Element, Kind, Place, Stored};
 use super::numbers::{ELEMENT_IS_END, SET_IS_INTERVAL, SET_IS_MAP};
 use crate::policy::table::{Classes, Family};
@@ -19,17 +19,18 @@ struct Interval {
 
 /// Returns the map of a division into classes.
 pub(super) fn stored(classes: &Classes) -> Stored<'_> {
-    let (length, key_type) = match classes.family {
-        Family::V4 => (4, address_type(Family::V4)),
-        Family::V6 => (16, address_type(Family::V6)),
+    let key_length = match classes.family {
+        Family::V4 => 4,
+        Family::V6 => 16,
     };
     let kind = Kind {
         flags: SET_IS_MAP | SET_IS_INTERVAL,
-        key_length: length,
-        data_type: key_type,
-        data_length: length,
+        key_length,
+        data_type: class_type(classes.family),
+        data_length: 4 + key_length,
     };
-    let rest = Element::rest(Data::Value(address_bytes(classes.rest)));
+    let key_type = address_type(classes.family);
+    let rest = Element::rest(Data::Value(class_bytes(classes.rest)));
     let elements = intervals(classes).flat_map(elements).chain([rest]);
     Stored { name: &classes.name, kind, key_type, size: None, counts: false, elements: Box::new(elements) }
 }
@@ -51,7 +52,7 @@ fn elements<'a>(interval: Interval) -> impl Iterator<Item = Element<'a>> {
     let start = Element {
         at: At::Start(first),
         place: Place { key: address_bytes(first), flags: 0 },
-        data: Some(Data::Value(address_bytes(class))),
+        data: Some(Data::Value(class_bytes(class))),
     };
     let end = end.map(|end| Element {
         at: At::End(end),
@@ -85,7 +86,7 @@ mod tests {
             rest: address("0.0.0.0"),
         };
         let shown: Vec<_> = stored(&classes).elements.map(|e| format!("{}: {:?}", e.at, e.data)).collect();
-        let value = |class: u8| format!("Some(Value([10, 0, 0, {class}]))");
+        let value = |class: u8| format!("Some(Value([0, 0, 0, 0, 10, 0, 0, {class}]))");
         assert_eq!(
             shown,
             [
@@ -96,7 +97,7 @@ mod tests {
                 format!("addresses from 10.0.0.9 on: {}", value(0)),
                 "the end of a class before 10.0.1.0: None".to_owned(),
                 format!("addresses from 255.255.255.255 on: {}", value(8)),
-                "all that has no entry: Some(Value([0, 0, 0, 0]))".to_owned(),
+                "all else: Some(Value([0, 0, 0, 0, 0, 0, 0, 0]))".to_owned(),
             ]
         );
     }

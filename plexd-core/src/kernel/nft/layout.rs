@@ -79,8 +79,22 @@ impl Layout {
 
     /// Returns the type of a key for `nft`, which packs those of its parts, six bits each.
     pub(super) fn key_type(&self) -> u32 {
-        self.parts().fold(0, |packed, part| packed << 6 | part.datatype)
+        self.parts().fold(0, |packed, part| concatenated(packed, part.datatype))
     }
+}
+
+/// Returns a class as it lies in registers: a word of no meaning and the address that names it.
+pub(super) fn class_bytes(class: IpAddr) -> Vec<u8> {
+    [vec![0; 4], address_bytes(class)].concat()
+}
+
+/// Returns the number of classes as a type in `nft`.
+pub(super) fn class_type(family: Family) -> u32 {
+    concatenated(datatype::MARK, address_type(family))
+}
+
+fn concatenated(types: u32, datatype: u32) -> u32 {
+    types << 6 | datatype
 }
 
 /// Returns the number of addresses as a type in `nft`.

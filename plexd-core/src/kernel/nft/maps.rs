@@ -79,7 +79,7 @@ impl fmt::Display for At<'_> {
             Self::Key(key) => write!(f, "{key}"),
             Self::Start(address) => write!(f, "addresses from {address} on"),
             Self::End(address) => write!(f, "the end of a class before {address}"),
-            Self::Rest => write!(f, "all that has no entry"),
+            Self::Rest => write!(f, "all else"),
         }
     }
 }

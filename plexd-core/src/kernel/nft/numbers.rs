@@ -138,6 +138,7 @@ pub(super) mod datatype {
     pub(in super::super) const IPV6_ADDRESS: u32 = 8;
     pub(in super::super) const INET_PROTOCOL: u32 = 12;
     pub(in super::super) const INET_SERVICE: u32 = 13;
+    pub(in super::super) const MARK: u32 = 19;
 }
 
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
