@@ -187,7 +187,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         board: board.clone(),
     };
     let (mesh, reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
-    let mut reconciler = reconciler.keeping_outside(client.addresses());
+    let mut reconciler = reconciler.keeping_outside(client.addresses()).telling(opened.state.clone());
     finish_departure(opened.unfinished.as_ref(), &mut reconciler, &board).await;
     reconciler.start().await;
     keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), backend));

@@ -20,7 +20,7 @@ use std::collections::HashSet;
 use ipnet::IpNet;
 
 use self::divide::Grading;
-use self::emit::Maps;
+use self::emit::Parts;
 use super::table::{Family, Table};
 use super::{Action, Context, PolicySet, Service};
 
@@ -69,20 +69,21 @@ const GRADINGS: [Grading; 4] =
 /// # Errors
 /// The set is too large, or the interface name cannot be one: nothing of the set may be applied.
 pub fn compile(policies: &PolicySet, context: &Context) -> Result<Option<Table>, CompileError> {
-    compile_by(&GRADINGS, policies, context)
+    compile_by(&GRADINGS, false, policies, context)
 }
 
-/// As [`compile()`], into a table that decides alike, and whose keys are networks and never classes: as many lookups as
-/// there are pairs of prefix lengths, and all of it can be said in the language of `nft`.
+/// As [`compile()`], into a table that decides alike, whose keys are networks and never classes, and whose maps are looked up
+/// one by one: as many lookups as there are pairs of prefix lengths, and all of it can be said in the language of `nft`.
 ///
 /// # Errors
 /// As [`compile()`].
 pub fn compile_plainly(policies: &PolicySet, context: &Context) -> Result<Option<Table>, CompileError> {
-    compile_by(&[Grading::ByLength], policies, context)
+    compile_by(&[Grading::ByLength], true, policies, context)
 }
 
 fn compile_by(
     gradings: &[Grading],
+    plain: bool,
     policies: &PolicySet,
     context: &Context,
 ) -> Result<Option<Table>, CompileError> {
@@ -99,15 +100,15 @@ fn compile_by(
     let [v4, v6] = matches(policies, context)?;
     // What one family does not need the other may have.
     let spare = (MAX_ENTRIES - v4.len() - v6.len()) / 2;
-    let mut maps = Maps::default();
+    let mut parts = Parts { one_by_one: plain, ..Parts::default() };
     let rules = [(Family::V4, v4), (Family::V6, v6)].map(|(family, matches)| {
         let most = matches.len() + spare;
         let sides = choose::divide(&matches, gradings, most);
         let sides = sides.each_ref();
-        maps.add(family, sides, stages::stages(&matches, sides, most))
+        parts.add(family, sides, stages::stages(&matches, sides, most))
     });
     let table = skeleton::skeleton(context, rules);
-    Ok(Some(Table { classes: maps.classes, maps: maps.maps, ..table }))
+    Ok(Some(Table { classes: parts.classes, maps: parts.maps, ..table }))
 }
 
 /// What a rule matches, between two networks.

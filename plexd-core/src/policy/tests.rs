@@ -1,6 +1,10 @@
 //! The compiled table decides as the reference does: tables of cases, and random policies run through an interpreter of the
 //! table model.
 
+mod export;
+mod judge;
+mod shadow;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
@@ -12,9 +16,6 @@ use proptest::prelude::*;
 use super::table::{Detail, Expr, Family, Hook, Key, Map, Part, Verdict};
 use super::*;
 use crate::types::NodeId;
-
-/// ICMP, for which no rule has a name.
-const ICMP: u8 = 1;
 
 fn selector(text: &str) -> Selector {
     match text {

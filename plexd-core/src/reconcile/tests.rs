@@ -513,6 +513,77 @@ async fn a_set_that_cannot_be_compiled_at_start_denies_everything() {
 }
 
 #[tokio::test]
+async fn a_set_that_cannot_be_compiled_leaves_the_one_before_in_force_over_restarts_too() {
+    use crate::state::{FullState, State};
+    use crate::types::SystemClock;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.redb");
+    let open = || {
+        let (state, keeper) = State::open(&path, Arc::new(SystemClock), Board::default(), None).unwrap();
+        let shutdown = Shutdown::new();
+        (state, tokio::spawn(keeper.run(shutdown.clone())), shutdown)
+    };
+    // A process that starts with what is on disk, after the given pulls; returns what it enforces and says.
+    let process = async |pulls: Vec<Arc<PolicySet>>| {
+        let (state, task, shutdown) = open();
+        let mut rig = rig("");
+        rig.reconciler.wiring.desired = state.desired();
+        rig.reconciler = rig.reconciler.telling(state.clone());
+        rig.reconciler.start().await;
+        for policies in pulls {
+            let peers = vec![peer("n_b", 2, None), peer("n_c", 3, None)];
+            let full = FullState { peers, policies: Ok(PolicySet::clone(&policies)), ..FullState::default() };
+            let ticket = state.begin_pull().await.unwrap();
+            state.pulled(ticket, full).await.unwrap();
+            rig.reconciler.follow().await;
+        }
+        shutdown.cancel();
+        task.await.unwrap().unwrap();
+        let rules = rig.reconciler.status().await.policies.rules().count();
+        let peers = rig.kernel.state().device.as_ref().unwrap().peers.len();
+        let told = std::iter::from_fn(|| rig.drift.try_recv().ok()).flatten();
+        let told: Vec<_> = told.map(|correction| correction.kind.as_str()).collect();
+        (rules, peers, rig.problems(), told)
+    };
+    let good = policies(&[("n_a", "n_b", Action::Allow), ("n_c", "*", Action::Deny)]);
+    let bad = |rules| policies(&vec![("*", "*", Action::Allow); MAX_RULES + rules]);
+    assert_eq!(process(vec![good]).await, (2, 1, String::new(), Vec::new()));
+    for (pulls, told) in [(vec![bad(1), bad(2)], 2), (Vec::new(), 1), (vec![bad(3)], 2)] {
+        let (rules, peers, problems, drift) = process(pulls).await;
+        assert_eq!((rules, peers), (2, 1));
+        assert!(problems.contains("the one before stays in force"), "{problems}");
+        assert_eq!(drift, vec!["policy_rejected"; told]);
+    }
+    let better = policies(&[("*", "*", Action::Allow)]);
+    assert_eq!(process(vec![better]).await.0, 1);
+    assert_eq!(process(Vec::new()).await, (1, 2, String::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn the_policy_in_force_is_told_with_what_it_is_read_against() {
+    let mut rig = started("").await;
+    rig.change(|desired| desired.policies = policies(&[("n_b", "*", Action::Allow)]));
+    rig.reconciler.reconcile(Cause::Change).await;
+    let rule = ("*", "*", Action::Deny);
+    rig.change(|desired| desired.policies = policies(&vec![rule; MAX_RULES + 1]));
+    rig.reconciler.reconcile(Cause::Change).await;
+    let in_force = rig.reconciler.in_force().unwrap();
+    assert_eq!(in_force.policies.rules().count(), 1);
+    assert!(in_force.refused.as_ref().unwrap().contains("more than 20000") && in_force.settled);
+    assert_eq!(in_force.context.members.len(), 3);
+    let addresses: Vec<_> =
+        in_force.addresses.iter().map(|(id, address)| format!("{id} {address}")).collect();
+    assert_eq!(addresses, ["n_a 10.100.0.1", "n_b 10.100.0.2", "n_c 10.100.0.3"]);
+    let tunnel = |address: &str| in_force.tunnel(&address.parse().unwrap()).map(|(_, peer)| peer.as_str());
+    assert_eq!((tunnel("10.100.0.2"), tunnel("10.100.0.3")), (Some("n_b"), None));
+    assert!(in_force.hides(&"n_c".parse().unwrap()) && !in_force.hides(&"n_b".parse().unwrap()));
+    rig.identity.send_replace(None);
+    rig.reconciler.take_down().await.unwrap();
+    assert!(rig.reconciler.in_force().is_none());
+}
+
+#[tokio::test]
 async fn the_status_is_the_kernels_now() {
     let mut rig = started("").await;
     rig.change(|desired| desired.policies = policies(&[("n_b", "*", Action::Allow)]));

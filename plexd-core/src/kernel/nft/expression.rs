@@ -173,27 +173,31 @@ fn mask(word: u32, bits: &[u8]) -> Expression {
 ///
 /// What gives a class writes a word of no meaning before it, so that it goes to the register before that of the address:
 /// `nft` (1.0.6) ends with a failed assertion if a part of a key is what a map gave, but knows registers only by the first
-/// of what was loaded. The last part is loaded first, as the word before it is overwritten by the part before it.
+/// of what was loaded. Then the last part is loaded first, as the word before it is overwritten by the part before it.
 fn lookups(table: &Table, list: &[usize]) -> Vec<Expression> {
     let maps = list.iter().map(|map| table.maps.get(*map).expect("a table has the maps it looks up"));
     let maps: Vec<&Map> = maps.collect();
     let Some(most) = maps.iter().max_by_key(|map| map.shape.service) else { return Vec::new() };
     let parts: Vec<_> = Layout::of(most.shape).parts().collect();
     let first = u32::from(parts.iter().any(|part| matches!(part.cut, Cut::Class(_))));
-    let mut word = first + parts.iter().map(|part| part.words).sum::<u32>();
-    let mut expressions = Vec::new();
-    for part in parts.iter().rev() {
-        word -= part.words;
-        expressions.push(tracked(part.key, part.direction, word));
-        match &part.cut {
-            Cut::Nothing => {}
-            Cut::Bits(bits) => expressions.push(mask(word, bits)),
+    let mut word = first;
+    let mut loads: Vec<Vec<Expression>> = Vec::new();
+    for part in &parts {
+        let load = tracked(part.key, part.direction, word);
+        loads.push(match &part.cut {
+            Cut::Nothing => vec![load],
+            Cut::Bits(bits) => vec![load, mask(word, bits)],
             Cut::Class(position) => {
                 let classes = table.classes.get(*position).expect("a table has the classes its maps look at");
-                expressions.push(lookup(&classes.name, register(word), register(word - 1)));
+                vec![load, lookup(&classes.name, register(word), register(word - 1))]
             }
-        }
+        });
+        word += part.words;
     }
+    if first > 0 {
+        loads.reverse();
+    }
+    let mut expressions = loads.concat();
     expressions.extend(maps.iter().map(|map| lookup(&map.name, register(first), REGISTER_VERDICT)));
     expressions
 }

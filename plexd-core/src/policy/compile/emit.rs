@@ -9,12 +9,14 @@ use crate::policy::table::{Classes, Detail, Entry, Expr, Family, Key, Map, Part,
 
 /// The maps and the classes of the table, of both families.
 #[derive(Default)]
-pub(super) struct Maps {
+pub(super) struct Parts {
+    /// Whether each map is looked up in a rule of its own.
+    pub(super) one_by_one: bool,
     pub(super) classes: Vec<Classes>,
     pub(super) maps: Vec<Map>,
 }
 
-impl Maps {
+impl Parts {
     /// Adds those of a family, and returns the rules that look them up.
     pub(super) fn add(
         &mut self,
@@ -26,14 +28,14 @@ impl Maps {
         let mut rules = Vec::new();
         let mut occurrences = BTreeMap::new();
         for stage in stages {
-            // Maps that look at the same parts of the addresses stand side by side.
+            // Parts that look at the same parts of the addresses stand side by side.
             let mut list: Vec<usize> = Vec::new();
             let mut listed = None;
             for (levels, entries) in stage.into_shapes() {
                 let [source, destination] = [parts[0][levels.source], parts[1][levels.destination]];
                 let shape = Shape { family, source, destination, service: levels.detail() };
                 let ends = listed.replace((source, destination)) != Some((source, destination));
-                if (ends || shape.is_empty()) && !list.is_empty() {
+                if (ends || self.one_by_one || shape.is_empty()) && !list.is_empty() {
                     rules.push(vec![Expr::Lookup(std::mem::take(&mut list))]);
                 }
                 if shape.is_empty() {
