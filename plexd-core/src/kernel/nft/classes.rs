@@ -10,6 +10,7 @@ use super::numbers::{ELEMENT_IS_END, SET_IS_INTERVAL, SET_IS_MAP};
 use crate::policy::table::{Classes, Family};
 
 /// Addresses one after the other that are of the same class.
+#[derive(Clone, Copy)]
 struct Interval {
     class: IpAddr,
     first: IpAddr,
