@@ -545,17 +545,17 @@ fn root_icmp_errors_follow_their_connection() {
         let peer = Peer::joined();
         let nft = NfTables::new().unwrap();
         // Nothing listens: the answer is an ICMP error, which only the original tuple of its connection lets pass.
-        let refused = || {
+        let answer = |patience| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.connect(at("10.100.0.1", 99)).unwrap();
-            socket.set_read_timeout(Some(DROPPED)).unwrap();
+            socket.set_read_timeout(Some(patience)).unwrap();
             socket.send(b"x").unwrap();
             socket.recv(&mut [0]).unwrap_err().kind()
         };
         wait(nft.replace(&table(&["allow n_peer n_here udp/99"]))).unwrap();
-        assert_eq!(peer.run(refused), ErrorKind::ConnectionRefused);
+        assert_eq!(peer.run(move || answer(PASSES)), ErrorKind::ConnectionRefused);
         wait(nft.replace(&table(&["allow n_peer n_here udp/98"]))).unwrap();
-        assert_eq!(peer.run(refused), ErrorKind::WouldBlock);
+        assert_eq!(peer.run(move || answer(DROPPED)), ErrorKind::WouldBlock);
         wait(nft.replace(&table(&["allow n_peer n_here any"]))).unwrap();
         peer.run(|| run("ping -c 1 -W 5 10.100.0.1"));
     });
