@@ -6,6 +6,7 @@
 //! daemons. What a lab made is gone when it is dropped, also after a panic; what a killed test left, [`sweep()`] removes,
 //! as every new lab does first.
 
+mod barrage;
 mod binaries;
 mod control_plane;
 mod daemon;
@@ -22,6 +23,7 @@ mod sweep;
 mod users;
 mod wait;
 
+pub use barrage::Barrage;
 pub use control_plane::ControlPlane;
 pub use daemon::{Daemon, Memory};
 pub use figures::median;

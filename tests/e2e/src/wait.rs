@@ -1,4 +1,5 @@
-//! Waiting for what real processes do: polling with a deadline, the only place of the harness that sleeps.
+//! Waiting for what real processes do: polling with a deadline. But for the beat of a barrage nothing else of the harness
+//! sleeps.
 
 use std::fmt::Display;
 use std::thread;

@@ -1,0 +1,10 @@
+//! What the kernel does with policy. Needs root, `nft` and `iptables-restore`.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod agreement;
+mod coexistence;
+mod connections;
+mod no_gap;
+mod support;
+mod table;
