@@ -1,5 +1,6 @@
 //! Datagrams at an even rate that must not arrive, and when each of those did that arrived all the same.
 
+use std::io;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,6 +8,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{setsockopt, sockopt};
+
+use crate::Host;
 
 /// How often some are sent.
 const BEAT: Duration = Duration::from_millis(1);
@@ -38,6 +41,19 @@ struct Shared {
 }
 
 impl Barrage {
+    /// Starts one in a mesh, from a host to the address that another has there. Nothing may listen on `port` otherwise.
+    #[track_caller]
+    pub fn over_mesh(from: &Host, (to, address): (&Host, &str), port: u16) -> Self {
+        let made = |made: io::Result<UdpSocket>| made.unwrap_or_else(|error| panic!("no socket: {error}"));
+        let sender = made(from.within(|| {
+            let socket = UdpSocket::bind("0.0.0.0:0")?;
+            socket.connect((address, port))?;
+            Ok(socket)
+        }));
+        let receiver = made(to.within(|| UdpSocket::bind(("0.0.0.0", port))));
+        Self::start(vec![sender], vec![receiver])
+    }
+
     /// Starts it: `senders`, which are connected, send in turn; `receivers` are where that would arrive.
     ///
     /// # Panics

@@ -36,4 +36,4 @@ pub use output::Output;
 pub use requirements::require_root_and_tools;
 pub use sweep::{remove, sweep};
 pub use users::ensure_users;
-pub use wait::{Attempt, wait_until};
+pub use wait::{Attempt, patient, wait_until};

@@ -15,6 +15,7 @@ mod lifecycle;
 mod mesh;
 mod offline;
 mod ping;
+mod policy;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
 mod privileges;
 mod restart;
