@@ -12,9 +12,9 @@ use plexd_core::kernel::nft::NfTables;
 
 use super::support::{DROPPED, PASSES, Peer, at, in_namespace, run, set_sysctl, table, wait};
 
-/// Ports of the connections that stay allowed, and of those that do not.
+/// First of ten ports of the connections that stay allowed, and of those that do not; each way has its own.
 const KEPT: u16 = 80;
-const REVOKED: u16 = 81;
+const REVOKED: u16 = 90;
 
 /// Changes under which data flows.
 const CHANGES: u16 = 20;
@@ -111,9 +111,10 @@ fn rules(ports: &[u16], difference: u16) -> Vec<String> {
         "10.101.0.0/24 10.100.0.0/24",
         "fd00:100::/64 fd00:100::/64",
     ];
-    let allowed = |port: &u16| ways.map(|way| format!("allow {way} tcp/{port}"));
+    let each = |first: &u16| *first..*first + 10;
+    let allowed = |port: u16| ways.map(|way| format!("allow {way} tcp/{port}"));
     let mut rules = vec![format!("deny n_peer n_here udp/{difference}")];
-    rules.extend(ports.iter().flat_map(allowed));
+    rules.extend(ports.iter().flat_map(each).flat_map(allowed));
     rules
 }
 
@@ -129,8 +130,10 @@ fn root_connections_survive_changes_that_allow_them_and_end_with_those_that_do_n
         };
         put(&[KEPT, REVOKED], 1);
         let is_over = Arc::<AtomicBool>::default();
-        let mut revoked: Vec<Ends> = WAYS.iter().map(|way| places.open(way, REVOKED)).collect();
-        let kept: Vec<_> = WAYS.iter().map(|way| pump(places.open(way, KEPT), &is_over)).collect();
+        let mut revoked: Vec<Ends> =
+            WAYS.iter().zip(REVOKED..).map(|(way, port)| places.open(way, port)).collect();
+        let kept: Vec<_> =
+            WAYS.iter().zip(KEPT..).map(|(way, port)| pump(places.open(way, port), &is_over)).collect();
         for ends in &mut revoked {
             let [near, far] = ends;
             near.write_all(b"x").unwrap();

@@ -57,9 +57,9 @@ fn nothing_passes_during(replacements: u32) {
         assert_eq!(barrage.arrivals().len(), 0, "of {} datagrams", barrage.sent());
         let current = &tables[replacements as usize % 2];
         let ObservedTable::Same { counters } = wait(nft.observe(current)).unwrap() else { panic!() };
-        // They were there to be dropped. What is counted between the reading of a table and its end is not carried over.
+        // They were there to be dropped.
         let (dropped, sent) = (counters.named["denied"].packets, barrage.sent());
-        assert!(dropped > sent / 4, "{dropped} counted of {sent}");
+        assert!(dropped > sent / 2, "{dropped} counted of {sent}");
         #[expect(clippy::print_stdout, reason = "shown with a failure, and by --no-capture")]
         {
             println!("{replacements} replacements under {sent} datagrams: none arrived");

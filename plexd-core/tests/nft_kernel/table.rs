@@ -77,6 +77,42 @@ fn root_refused_table_leaves_the_old_one_and_names_what_was_refused() {
 }
 
 #[test]
+fn root_replacement_keeps_the_chains_that_the_kernel_calls_unless_they_were_changed() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let tables = [large(10), table(&["allow n_peer n_here udp/1"])];
+        // What a packet meets first must not be made anew: it would be called beside the old one.
+        let chains = || {
+            let listed = run("nft --handle list table inet plexd");
+            let named = |line: &&str| {
+                ["table", "chain input", "chain forward", "chain output"]
+                    .iter()
+                    .any(|name| line.contains(name))
+            };
+            listed.lines().filter(named).map(str::to_owned).collect::<Vec<_>>()
+        };
+        wait(nft.replace(&tables[0])).unwrap();
+        let made = chains();
+        assert_eq!(made.len(), 4, "{made:?}");
+        for table in [&tables[1], &tables[0], &tables[1]] {
+            wait(nft.replace(table)).unwrap();
+            counters(wait(nft.observe(table)).unwrap());
+            assert_eq!(chains(), made);
+        }
+        // Chains, maps and rules that somebody added are nothing to keep.
+        run("nft add chain inet plexd more");
+        run("nft add rule inet plexd input jump more");
+        wait(nft.replace(&tables[0])).unwrap();
+        counters(wait(nft.observe(&tables[0])).unwrap());
+        assert_eq!(chains(), made);
+        run("nft add chain inet plexd input { policy drop ; }");
+        wait(nft.replace(&tables[0])).unwrap();
+        counters(wait(nft.observe(&tables[0])).unwrap());
+        assert_ne!(chains(), made);
+    });
+}
+
+#[test]
 fn root_flush_is_observed_as_absence() {
     in_namespace(|| {
         let nft = NfTables::new().unwrap();

@@ -20,6 +20,7 @@ mod node;
 mod output;
 mod requirements;
 mod sweep;
+mod table;
 mod users;
 mod wait;
 
@@ -35,5 +36,6 @@ pub use node::Node;
 pub use output::Output;
 pub use requirements::require_root_and_tools;
 pub use sweep::{remove, sweep};
+pub use table::table_id;
 pub use users::ensure_users;
 pub use wait::{Attempt, patient, wait_until};

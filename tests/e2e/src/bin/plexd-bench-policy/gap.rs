@@ -5,7 +5,7 @@
 use std::env;
 use std::time::{Duration, Instant};
 
-use plexd_e2e::{Barrage, ControlPlane, Daemon, Host, Lab, Node, median, wait_until};
+use plexd_e2e::{Barrage, ControlPlane, Daemon, Lab, Node, median, table_id, wait_until};
 use serde_json::{Value, json};
 
 /// Changes of the policy.
@@ -85,9 +85,9 @@ impl Mesh {
     /// Gives the second node a policy by an event, and waits until it is in the kernel.
     fn change(&self, number: usize) {
         let host = self.nodes[1].host();
-        let before = table_number(host);
+        let before = table_id(host);
         self.control_plane.set_state(&self.ids[1], &json!({ "policies": policies(number) }));
-        wait_until(DEADLINE, "another table", || table_number(host).is_some_and(|now| Some(now) != before));
+        wait_until(DEADLINE, "another table", || table_id(host).is_some_and(|now| Some(now) != before));
     }
 
     /// Replaces the second node's plexd-core in each way, under way until packets come through again; returns how often.
@@ -132,13 +132,6 @@ impl Mesh {
         }
         flushed.elapsed()
     }
-}
-
-/// Returns the number that the kernel gave the table when it was put there.
-fn table_number(host: &Host) -> Option<u64> {
-    let tables = host.run(&["nft", "-j", "list", "tables"]).succeeded().json();
-    let tables = tables["nftables"].as_array()?.iter().map(|object| &object["table"]);
-    tables.into_iter().find(|table| table["name"] == "plexd")?["handle"].as_u64()
 }
 
 /// Returns policies that differ by their number, and of which each allows TCP port 8080 and no UDP.

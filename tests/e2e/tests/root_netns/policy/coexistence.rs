@@ -2,10 +2,10 @@
 //! and stop their tables are as they were, to the handle; and when they load them anew, flushing everything, ours is back
 //! within a second and theirs are as they loaded them. What then passes is shown with the kernel alone (`nft_kernel`).
 
-use plexd_e2e::{ControlPlane, Host, Lab, Node};
+use plexd_e2e::{ControlPlane, Host, Lab, Node, table_id};
 use serde_json::{Value, json};
 
-use super::{allow_tcp, corrections, table_number, wait_corrections, wait_repaired, wait_replaced};
+use super::{allow_tcp, corrections, wait_corrections, wait_repaired, wait_replaced};
 use crate::support::{Member, set_rules};
 
 /// A host for each, by what loads its ruleset from `tests/e2e/rulesets`, leaving other tables alone, and from nothing.
@@ -75,18 +75,18 @@ fn lives_beside(
     let before = others(host);
     let node = Node::new(host, control_plane, "on_stop: teardown\nreconcile:\n  interval: 1h\n");
     let mut member = Member::enrol(node, control_plane);
-    let number = table_number(host);
+    let id = table_id(host);
     assert_eq!(others(host), before, "{tool}: after the start");
     set_rules(control_plane, &member, &json!([allow_tcp(22), allow_tcp(8080)]));
-    wait_replaced(host, number);
+    wait_replaced(host, id.as_deref());
     assert_eq!(others(host), before, "{tool}: after a change");
 
     // A reload that leaves us alone is nothing to repair.
-    let (table, number) = (member.table(), table_number(host));
+    let (table, id) = (member.table(), table_id(host));
     load(host, reload);
     assert_eq!(loaded(&others(host)), loaded(&before), "{tool}: reloaded");
     let reloaded = others(host);
-    assert_eq!(table_number(host), number, "{tool}: it was not ours that was reloaded");
+    assert_eq!(table_id(host), id, "{tool}: it was not ours that was reloaded");
     assert_eq!(corrections(control_plane, &member, "policy_restored"), Vec::<String>::new());
     load(host, flush_and_reload);
     wait_repaired(&member, &table, tool);
@@ -101,7 +101,7 @@ fn lives_beside(
     assert_eq!(member.table(), table, "{tool}: after a restart");
     assert_eq!(member.node.take_core().terminate().code(), Some(0));
     assert_eq!(others(host), before, "{tool}: after the stop");
-    assert_eq!(table_number(host), None, "{tool}: the stop takes the table down");
+    assert_eq!(table_id(host), None, "{tool}: the stop takes the table down");
 }
 
 #[test]

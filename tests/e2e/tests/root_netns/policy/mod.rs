@@ -8,7 +8,7 @@ mod repair;
 
 use std::time::{Duration, Instant};
 
-use plexd_e2e::{ControlPlane, Host, patient, wait_until};
+use plexd_e2e::{ControlPlane, Host, patient, table_id, wait_until};
 use serde_json::Value;
 
 use crate::support::{Member, SOON};
@@ -50,17 +50,10 @@ fn wait_repaired(member: &Member, table: &str, what: &str) -> Duration {
     took
 }
 
-/// Returns the number that the kernel gave the table when it was put there; none while there is none.
-fn table_number(host: &Host) -> Option<u64> {
-    let tables = host.run(&["nft", "-j", "list", "tables"]).succeeded().json();
-    let tables = tables["nftables"].as_array()?.iter().map(|object| &object["table"]);
-    tables.into_iter().find(|table| table["name"] == "plexd" && table["family"] == "inet")?["handle"].as_u64()
-}
-
-/// Waits until another table is in place than the one of that number, and returns its number.
+/// Waits until another table is in place than that one, and returns what tells it.
 #[track_caller]
-fn wait_replaced(host: &Host, number: Option<u64>) -> Option<u64> {
-    wait_until(SOON, "another table", || table_number(host).filter(|now| Some(*now) != number).map(Some))
+fn wait_replaced(host: &Host, before: Option<&str>) -> Option<String> {
+    wait_until(SOON, "another table", || table_id(host).filter(|now| Some(now.as_str()) != before).map(Some))
 }
 
 /// Returns the rule that lets everybody reach a TCP port of everybody.

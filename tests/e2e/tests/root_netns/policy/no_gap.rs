@@ -4,10 +4,10 @@
 use std::thread;
 use std::time::Instant;
 
-use plexd_e2e::{Barrage, Lab, patient};
+use plexd_e2e::{Barrage, Lab, patient, table_id};
 use serde_json::json;
 
-use super::{REPAIR, allow_tcp, show, table_number, wait_repaired, wait_replaced};
+use super::{REPAIR, allow_tcp, show, wait_repaired, wait_replaced};
 use crate::restart::{Way, replace_core};
 use crate::support::{Member, Mesh};
 
@@ -58,10 +58,10 @@ fn nothing_passes_while_the_policy_changes(changes: u16) {
     let _server = host.serve(8080, "here");
     let barrage = barrage(&mesh);
     wait_dropped(&mesh, &barrage, "at first");
-    let mut number = table_number(host);
+    let mut id = table_id(host);
     for change in 1..=changes {
         mesh.set_rules_of(&mesh.b, &json!([allow_tcp(8080), allow_tcp(change)]));
-        number = wait_replaced(host, number);
+        id = wait_replaced(host, id.as_deref());
     }
     wait_dropped(&mesh, &barrage, "after the changes");
 

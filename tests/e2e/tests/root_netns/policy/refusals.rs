@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use plexd_e2e::wait_until;
+use plexd_e2e::{table_id, wait_until};
 use serde_json::{Value, json};
 
-use super::{allow_tcp, corrections, table_number, wait_replaced};
+use super::{allow_tcp, corrections, wait_replaced};
 use crate::support::{SOON, Single};
 
 /// How long a set of megabytes may take to be refused.
@@ -59,18 +59,18 @@ fn rule(changes: &Value) -> Value {
 struct Enforcing {
     single: Single,
     table: String,
-    number: Option<u64>,
+    id: Option<String>,
 }
 
 impl Enforcing {
     fn new() -> Self {
         let single = Single::new("");
         let host = single.a.node.host();
-        let number = table_number(host);
+        let id = table_id(host);
         single.control_plane.set_state(&single.a.id, &json!({ "policies": good() }));
-        let number = wait_replaced(host, number);
+        let id = wait_replaced(host, id.as_deref());
         let table = single.a.table();
-        Self { single, table, number }
+        Self { single, table, id }
     }
 
     /// Gives it a set that is refused for a reason that has all of `words`, with nothing changed in the kernel.
@@ -97,7 +97,7 @@ impl Enforcing {
     fn is_untouched(&self, words: &[&str]) {
         let a = &self.single.a;
         assert_eq!(a.table(), self.table, "{words:?}");
-        assert_eq!(table_number(a.node.host()), self.number, "{words:?}: the table was put in place anew");
+        assert_eq!(table_id(a.node.host()), self.id, "{words:?}: the table was put in place anew");
         let policies = a.node.ctl_json(&["policies"]).to_string();
         assert!(policies.contains("10.77.0.1"), "{words:?}: {policies}");
     }
@@ -161,7 +161,7 @@ fn sets_that_are_wrong_as_a_whole_are_refused_and_an_empty_one_denies_everything
     let Single { a, control_plane, .. } = &node.single;
     let before = corrections(control_plane, a, "policy_rejected").len();
     control_plane.set_state(&a.id, &json!({ "policies": [] }));
-    wait_replaced(a.node.host(), node.number);
+    wait_replaced(a.node.host(), node.id.as_deref());
     assert!(!a.table().contains("10.77.0.1"), "{}", a.table());
     let status = a.wait_status("no policies", |status| status["policy"]["policies"] == 0);
     assert_eq!(

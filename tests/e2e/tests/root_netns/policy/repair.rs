@@ -1,9 +1,9 @@
 //! Whatever somebody changes in our table is put right within a second and told once; what plexd changes itself is no drift.
 
-use plexd_e2e::wait_until;
+use plexd_e2e::{table_id, wait_until};
 use serde_json::{Value, json};
 
-use super::{allow_tcp, corrections, show, table_number, wait_corrections, wait_repaired, wait_replaced};
+use super::{allow_tcp, corrections, show, wait_corrections, wait_repaired, wait_replaced};
 use crate::support::{Member, SOON, Single, set_rules};
 
 /// A policy with several entries of one kind that decide differently.
@@ -166,10 +166,10 @@ fn every_edit_of_the_table_is_put_right_within_a_second_and_told_once() {
     show(&format!("{} edits put right, the slowest in {slowest:?}", EDITS.len()));
 
     // Changes of the policy are no drift. What comes after them is told after them.
-    let mut number = table_number(a.node.host());
+    let mut id = table_id(a.node.host());
     for port in 1..5 {
         set_rules(control_plane, a, &json!([allow_tcp(port)]));
-        number = wait_replaced(a.node.host(), number);
+        id = wait_replaced(a.node.host(), id.as_deref());
     }
     a.node.host().run(&["nft", "flush", "ruleset"]).expect_success();
     wait_corrections(control_plane, a, ("policy_restored", EDITS.len() + 1));
