@@ -47,7 +47,8 @@ pub use wanted::{Input, Resolved, Wanted, WantedPeer};
 /// Requests that may wait.
 const QUEUE: usize = 16;
 
-/// How long changes of the kernel are gathered before they are looked at: `nft -f` or a network manager makes many.
+/// How long changes of links are gathered before they are looked at: a network manager makes many. Also the time between two
+/// looks at the policy that somebody changes all the time.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Asks the reconciler. Cheap to clone.
@@ -107,6 +108,15 @@ impl Mesh {
     }
 }
 
+/// What somebody changed in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelChange {
+    /// The table of the firewall.
+    Policy,
+    /// The interface, its addresses or routes, or routing rules.
+    Links,
+}
+
 /// What the reconciler watches and tells.
 #[derive(Debug)]
 pub struct Wiring {
@@ -115,7 +125,7 @@ pub struct Wiring {
     /// Who the node is.
     pub identity: CurrentIdentity,
     /// Says that the kernel's state changed, by whomever.
-    pub kernel_changes: mpsc::Receiver<()>,
+    pub kernel_changes: mpsc::Receiver<KernelChange>,
     /// Takes what was put right.
     pub drift: mpsc::Sender<Vec<Correction>>,
     /// Takes problems.
@@ -151,6 +161,8 @@ pub struct Reconciler {
     claims: BTreeSet<String>,
     /// Whether the kernel had all of it then.
     settled: bool,
+    /// When somebody's change of the kernel was looked at last.
+    looked: Option<Instant>,
     last_success: Option<Instant>,
 }
 
@@ -209,6 +221,7 @@ impl Reconciler {
             conflicts: Vec::new(),
             claims: BTreeSet::new(),
             settled: false,
+            looked: None,
             last_success: None,
         };
         (Mesh { requests: sender }, reconciler)
@@ -246,10 +259,10 @@ impl Reconciler {
                 Ok(()) = self.outside.changed() => self.reconcile(Cause::Change).await,
                 Ok(()) = self.wiring.identity.changed() => self.reconcile(Cause::Start).await,
                 _ = period.tick() => self.reconcile(Cause::Check).await,
-                Some(()) = self.wiring.kernel_changes.recv() => {
-                    tokio::time::sleep(SETTLE).await;
-                    while self.wiring.kernel_changes.try_recv().is_ok() {}
+                Some(change) = self.wiring.kernel_changes.recv() => {
+                    self.gather(change).await;
                     self.reconcile(Cause::Check).await;
+                    self.looked = Some(Instant::now());
                 }
                 found = self.names.found() => {
                     if found == names::Found::Changed {
@@ -272,6 +285,18 @@ impl Reconciler {
             tracing::warn!(%error, "left behind at the stop");
         }
         Ok(())
+    }
+
+    /// Waits until a change can be looked at, with those that come meanwhile. Of the policy that is at once, as packets pass
+    /// until it is put right.
+    async fn gather(&mut self, change: KernelChange) {
+        let now = Instant::now();
+        let until = match change {
+            KernelChange::Policy => self.looked.map_or(now, |looked| looked + SETTLE),
+            KernelChange::Links => now + SETTLE,
+        };
+        tokio::time::sleep_until(until).await;
+        while self.wiring.kernel_changes.try_recv().is_ok() {}
     }
 
     /// Takes up what the control plane wants now: by the short way, where a few peers changed in a kernel that is known to be

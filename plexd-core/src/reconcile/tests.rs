@@ -83,7 +83,7 @@ struct Rig {
     mesh: Mesh,
     desired: watch::Sender<Arc<Desired>>,
     identity: watch::Sender<Option<Arc<Identity>>>,
-    kernel_changes: mpsc::Sender<()>,
+    kernel_changes: mpsc::Sender<KernelChange>,
     drift: mpsc::Receiver<Vec<Correction>>,
     board: Board,
 }
@@ -153,7 +153,7 @@ struct Running {
     mesh: Mesh,
     desired: watch::Sender<Arc<Desired>>,
     identity: watch::Sender<Option<Arc<Identity>>>,
-    kernel_changes: mpsc::Sender<()>,
+    kernel_changes: mpsc::Sender<KernelChange>,
     drift: mpsc::Receiver<Vec<Correction>>,
 }
 
@@ -203,7 +203,7 @@ async fn everything_is_looked_at_where_the_kernel_may_not_be_as_it_should() {
     // Somebody changed the kernel, and it is about to be looked at.
     let mut rig = started(ALLOW).await;
     rig.kernel.state().table = None;
-    rig.kernel_changes.try_send(()).unwrap();
+    rig.kernel_changes.try_send(KernelChange::Policy).unwrap();
     come(&rig, "n_d", 4);
     rig.reconciler.follow().await;
     assert_eq!(rig.kernel.take_calls(), ["replace table", "apply peers", "add routes"]);
@@ -615,7 +615,7 @@ async fn a_running_reconciler_follows_the_state_the_kernel_requests_and_time() {
     let (mut around, shutdown, task) = started(ALLOW).await.run();
     // A change in the kernel is put right and reported.
     around.kernel.state().table = None;
-    around.kernel_changes.send(()).await.unwrap();
+    around.kernel_changes.send(KernelChange::Policy).await.unwrap();
     assert_eq!(around.drift.recv().await.unwrap()[0].kind.as_str(), "policy_restored");
     // So is what nobody tells, when asked for and in time.
     around.kernel.state().device.as_mut().unwrap().peers.clear();
@@ -686,6 +686,22 @@ async fn a_stop_that_cannot_remove_the_interface_leaves_its_policy_too() {
     assert!(state.device.is_some() && state.table.is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_somebody_changed_is_put_right_at_once_unless_it_is_changed_all_the_time() {
+    let (mut around, shutdown, task) = started(ALLOW).await.run();
+    let mut took = Vec::new();
+    for change in [KernelChange::Policy, KernelChange::Policy, KernelChange::Links] {
+        let before = Instant::now();
+        around.kernel.state().table = None;
+        around.kernel_changes.send(change).await.unwrap();
+        assert_eq!(around.drift.recv().await.unwrap()[0].kind.as_str(), "policy_restored");
+        took.push(before.elapsed());
+    }
+    assert_eq!(took, [Duration::ZERO, SETTLE, SETTLE]);
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_node_whose_identity_is_given_up_is_taken_down_and_comes_back_with_the_next_one() {
     let mut rig = started(ALLOW).await;
@@ -704,7 +720,7 @@ async fn a_node_whose_identity_is_given_up_is_taken_down_and_comes_back_with_the
     assert!(status.peers.is_empty() && status.last_success.is_none());
     // Neither asking nor a change in the kernel brings it back.
     running.mesh.reconcile();
-    running.kernel_changes.send(()).await.unwrap();
+    running.kernel_changes.send(KernelChange::Policy).await.unwrap();
     running.mesh.take_down().await.unwrap().unwrap();
     assert!(gone(&kernel));
 

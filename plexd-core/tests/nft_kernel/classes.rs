@@ -14,8 +14,7 @@ use plexd_core::policy::table::{
     Classes, Detail, Entry, Expr, Family, Key, Map, Part, Shape, Table, Verdict,
 };
 
-use super::lab::{PASSES, Peer, counters, in_namespace, run, wait};
-use super::{service, table};
+use super::support::{PASSES, Peer, counters, in_namespace, run, service, table, wait};
 
 const ADDRESSES4: (&str, &str) = ("10.201", "10.200");
 const UDP: u8 = 17;

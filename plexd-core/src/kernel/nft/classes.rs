@@ -64,7 +64,6 @@ fn elements<'a>(interval: Interval) -> impl Iterator<Item = Element<'a>> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

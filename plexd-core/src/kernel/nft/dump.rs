@@ -13,7 +13,7 @@ use super::socket::Channel;
 use super::wire::{Attributes, Message, Reader};
 use crate::kernel::{Count, Counters, ObservedTable};
 use crate::policy::Table;
-use crate::policy::table::Expr;
+use crate::policy::table::{Chain, Expr};
 
 /// How often to begin again when somebody changes something while we read.
 const ATTEMPTS: usize = 10;
@@ -170,12 +170,33 @@ impl Dump {
             .or_else(|| self.map_difference(expected))
     }
 
+    /// Returns whether everything is there that `expected` has outside of chains' rules, of chains that nothing but rules
+    /// leads to, and of maps: the table itself, where the kernel calls it, and counters.
+    pub(super) fn has_frame_of(&self, expected: &Table) -> bool {
+        let there = self.chains.iter().filter_map(|(name, chain)| Some((name, chain.base.clone()?)));
+        let wanted: BTreeMap<_, _> =
+            expected.chains.iter().filter_map(|chain| Some((&chain.name, base(chain)?))).collect();
+        self.flags == 0
+            && self.strange.is_empty()
+            && there.eq(wanted)
+            && self.counters.keys().eq(expected.counters.iter().collect::<BTreeSet<_>>())
+    }
+
+    /// Returns the names of chains that only rules and entries lead to.
+    pub(super) fn regular_chains(&self) -> impl Iterator<Item = &String> {
+        self.chains.iter().filter(|(_, chain)| chain.base.is_none()).map(|(name, _)| name)
+    }
+
+    /// Returns the names of maps.
+    pub(super) fn maps(&self) -> impl Iterator<Item = &String> {
+        self.maps.keys()
+    }
+
     fn chain_difference(&self, expected: &Table) -> Option<String> {
         for chain in &expected.chains {
             let name = &chain.name;
             let Some(found) = self.chains.get(name) else { continue };
-            let base = chain.hook.map(|hook| (hook_number(hook), 0, 1, "filter".to_owned()));
-            if found.base != base {
+            if found.base != base(chain) {
                 return Some(format!("chain {name} has another hook, priority or policy"));
             }
             if found.rules.len() != chain.rules.len() {
@@ -289,6 +310,11 @@ impl DumpedMap {
         let added = self.elements.keys().find(|place| !places.contains(place));
         added.map(|place| format!("map {name} has an entry too many, for {}", place.shown(expected.kind)))
     }
+}
+
+/// Hook, priority, policy and type of a base chain.
+fn base(chain: &Chain) -> Option<(u32, i32, i32, String)> {
+    chain.hook.map(|hook| (hook_number(hook), 0, 1, "filter".to_owned()))
 }
 
 /// Returns whether a rule is the expected one. Attributes that we did not send are not looked at: newer kernels may tell

@@ -45,6 +45,30 @@ pub(super) fn table() -> Request {
     (message::NEWTABLE, NLM_F_CREATE, attributes)
 }
 
+/// Returns the message that removes the table with all that is in it.
+pub(super) fn no_table() -> Request {
+    (message::DELTABLE, 0, ours())
+}
+
+/// Returns the message that removes all rules of all chains.
+pub(super) fn no_rules() -> Request {
+    (message::DELRULE, 0, ours())
+}
+
+/// Returns the message that removes a map with its entries; no rule may use it any more.
+pub(super) fn no_map(name: &str) -> Request {
+    let mut attributes = ours();
+    attributes.text(attribute::SET_NAME, name);
+    (message::DELSET, 0, attributes)
+}
+
+/// Returns the message that removes a chain without rules; no rule or entry may lead to it any more.
+pub(super) fn no_chain(name: &str) -> Request {
+    let mut attributes = ours();
+    attributes.text(attribute::CHAIN_NAME, name);
+    (message::DELCHAIN, 0, attributes)
+}
+
 /// Returns the message that makes a counter.
 pub(super) fn counter(name: &str, count: Count) -> Request {
     let mut attributes = ours();

@@ -7,10 +7,13 @@ pub(super) mod message {
     pub(in super::super) const DELTABLE: u16 = 2;
     pub(in super::super) const NEWCHAIN: u16 = 3;
     pub(in super::super) const GETCHAIN: u16 = 4;
+    pub(in super::super) const DELCHAIN: u16 = 5;
     pub(in super::super) const NEWRULE: u16 = 6;
     pub(in super::super) const GETRULE: u16 = 7;
+    pub(in super::super) const DELRULE: u16 = 8;
     pub(in super::super) const NEWSET: u16 = 9;
     pub(in super::super) const GETSET: u16 = 10;
+    pub(in super::super) const DELSET: u16 = 11;
     pub(in super::super) const NEWSETELEM: u16 = 12;
     pub(in super::super) const GETSETELEM: u16 = 13;
     pub(in super::super) const NEWGEN: u16 = 15;

@@ -16,6 +16,7 @@ mod mesh;
 mod offline;
 mod ping;
 mod policies;
+mod policy;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
 mod privileges;
 mod restart;

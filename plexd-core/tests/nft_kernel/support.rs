@@ -1,15 +1,19 @@
-//! Namespaces of a test's own, two that are joined as by a tunnel, and packets between them.
+//! What the tests here share: namespaces joined by cables that stand for the mesh interface, rules from text, and packets that
+//! pass or do not. Every test has network namespaces of its own, which end with its threads.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::process::Command;
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroU16;
+use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
 use plexd_core::kernel::{Counters, ObservedTable};
+use plexd_core::policy::{Action, Context, Policy, PolicySet, Rule, Selector, Service, Table, compile};
 
 /// Long enough for a packet between two namespaces that is not going to be dropped.
 pub(super) const PASSES: Duration = Duration::from_secs(5);
@@ -42,10 +46,80 @@ pub(super) fn attempt(command: &str) -> (bool, String) {
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
 
+/// Runs the lines as commands of `ip`, in the namespace of the calling thread.
+pub(super) fn batch(lines: &[String]) {
+    feed("ip -batch -", &lines.join("\n"));
+}
+
+/// Runs a command in the namespace of the calling thread, with this on its standard input.
+pub(super) fn feed(command: &str, input: &str) {
+    let mut words = command.split_whitespace();
+    let mut child = Command::new(words.next().unwrap()).args(words).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{command}: {input}");
+}
+
+/// Sets a value below `/proc/sys`, of the namespace of the calling thread.
+pub(super) fn set_sysctl(name: &str, value: &str) {
+    std::fs::write(format!("/proc/sys/{name}"), value).unwrap();
+}
+
 pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
 }
 
+fn selector(text: &str) -> Selector {
+    match text {
+        "*" => Selector::Any,
+        text if text.starts_with("n_") => Selector::Node(text.parse().unwrap()),
+        text if text.contains('/') => Selector::Net(text.parse().unwrap()),
+        text => Selector::Net(text.parse::<IpAddr>().unwrap().into()),
+    }
+}
+
+pub(super) fn service(text: &str) -> Service {
+    let port = |text: &str| NonZeroU16::new(text.parse().unwrap());
+    match text.split_once('/') {
+        None if text == "any" => Service::Any,
+        Some(("tcp", number)) => Service::Tcp(port(number)),
+        Some(("udp", number)) => Service::Udp(port(number)),
+        _ => panic!("{text}"),
+    }
+}
+
+/// `allow SRC DST SERVICE`, where a port of 0 is any.
+pub(super) fn policy(rules: &[&str]) -> PolicySet {
+    let rule = |text: &&str| {
+        let words: Vec<_> = text.split(' ').collect();
+        let action = if words[0] == "allow" { Action::Allow } else { Action::Deny };
+        Rule { src: selector(words[1]), dst: selector(words[2]), service: service(words[3]), action }
+    };
+    PolicySet { policies: vec![Policy { id: "p".to_owned(), rules: rules.iter().map(rule).collect() }] }
+}
+
+pub(super) fn context() -> Context {
+    let member = |id: &str, nets: &[&str]| {
+        (id.parse().unwrap(), nets.iter().map(|net| net.parse().unwrap()).collect::<BTreeSet<_>>())
+    };
+    Context {
+        node: "n_here".parse().unwrap(),
+        mesh_ip: "10.100.0.1".parse().unwrap(),
+        members: BTreeMap::from([
+            member("n_here", &["10.100.0.1/32", "fd00:100::1/128"]),
+            member("n_peer", &["10.100.0.2/32", "fd00:100::2/128"]),
+        ]),
+        interface: "plexd0".to_owned(),
+        default: Action::Deny,
+        enabled: true,
+        log_denied: true,
+    }
+}
+
+pub(super) fn table(rules: &[&str]) -> Table {
+    compile(&policy(rules), &context()).unwrap().unwrap()
+}
+
+/// Returns the counters of a table that is as it should be.
 pub(super) fn counters(observed: ObservedTable) -> Counters {
     match observed {
         ObservedTable::Same { counters } => counters,
@@ -68,6 +142,7 @@ impl Peer {
         let (ready, id) = mpsc::channel();
         thread::spawn(move || {
             unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            run("ip link set lo up");
             ready.send(nix::unistd::gettid()).unwrap();
             for work in work {
                 work();
