@@ -22,6 +22,9 @@ pub(super) use export::ExportStream;
 /// Rules that are named of many.
 const NAMED: usize = 16;
 
+/// Rules that are named of those that shadow one: of 20,000 rules each has its own.
+const SHADOWS_NAMED: usize = 4;
+
 /// Questions at a time that take a moment of a processor; others wait.
 pub(super) const MAX_QUESTIONS: usize = 2;
 
@@ -138,7 +141,7 @@ fn with_shadow(mut rule: v1::PolicyRule, policies: &PolicySet, shadow: Option<&S
     match shadow {
         None => {}
         Some(Shadow::Covered(by)) => {
-            rule.shadowed_by = references(policies, by.iter().copied());
+            rule.shadowed_by = references(policies, by.iter().take(SHADOWS_NAMED).copied());
             rule.shadowed_by_total = count(by.len());
         }
         Some(Shadow::Nobody(nobody)) => rule.matches_nobody = nobody.to_string(),

@@ -67,7 +67,7 @@ struct Rule {
     packets: Option<u64>,
     /// Its number in the policy, from 1.
     number: u32,
-    /// Earlier rules that decide all that it matches, so that it never does: the first 16.
+    /// Earlier rules that decide all that it matches, so that it never does: the first 4.
     shadowed_by: Vec<RuleReference>,
     /// How many there are of them.
     shadowed_by_total: u32,

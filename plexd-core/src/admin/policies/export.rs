@@ -1,6 +1,7 @@
 //! The stream of the table as text. Compiled anew from the policy in force, into a table that nft's language can say and that
 //! decides as the one in force, and written as fast as it is taken: a slow reader holds nobody up.
 
+use std::fmt::Write;
 use std::pin::Pin;
 
 use futures_util::Stream;
@@ -61,7 +62,7 @@ fn head(in_force: &InForce, state: &v1::PolicyState) -> String {
     if !state.rejected.is_empty() {
         // One line: what is refused may be of any length and form, and must not end the comment.
         let rejected: String = state.rejected.escape_debug().collect();
-        head += &format!("# A newer set of policies is refused and not in force: {rejected}\n");
+        let _ = writeln!(head, "# A newer set of policies is refused and not in force: {rejected}");
     }
     if !context.enabled {
         head += "# Policy is disabled: there is no table, and every packet may pass.\n";

@@ -158,27 +158,21 @@ impl View for Explained {
         let answer = one_line(&self.answer());
         text += &tone.map_or_else(|| answer.clone(), |tone| terminal.paint(tone, &answer));
         text.push('\n');
-        let mut line = |words: String| text += &format!("  {}\n", one_line(&words));
-        for rule in &self.depends_on {
-            line(format!("part of it: {}", rule.text()));
-        }
-        more(self.depends_on_total, self.depends_on.len(), &mut line);
-        for near in &self.nearly {
-            line(format!("not by {}: {}", near.rule.text(), near.why));
-        }
-        more(self.nearly_total, self.nearly.len(), &mut line);
-        for remark in &self.remarks {
-            line(format!("note: {remark}"));
-        }
+        let mut lines: Vec<String> =
+            self.depends_on.iter().map(|rule| format!("part of it: {}", rule.text())).collect();
+        lines.extend(more(self.depends_on_total, self.depends_on.len()));
+        lines.extend(self.nearly.iter().map(|near| format!("not by {}: {}", near.rule.text(), near.why)));
+        lines.extend(more(self.nearly_total, self.nearly.len()));
+        lines.extend(self.remarks.iter().map(|remark| format!("note: {remark}")));
+        text.extend(lines.iter().flat_map(|line| ["  ".to_owned(), one_line(line), "\n".to_owned()]));
         text
     }
 }
 
-fn more(total: u32, shown: usize, line: &mut impl FnMut(String)) {
-    let shown = u32::try_from(shown).unwrap_or(u32::MAX);
-    if total > shown {
-        line(format!("and {} more such rules", total - shown));
-    }
+/// Says how many rules there are besides those shown.
+fn more(total: u32, shown: usize) -> Option<String> {
+    let more = total.saturating_sub(u32::try_from(shown).unwrap_or(u32::MAX));
+    (more > 0).then(|| format!("and {more} more such rules"))
 }
 
 #[cfg(test)]

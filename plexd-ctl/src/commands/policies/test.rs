@@ -135,10 +135,11 @@ impl View for Tested {
         };
         text += &terminal.paint(tone, &line);
         text.push('\n');
-        if let Some(why) = &self.rejected {
-            text += &format!("a newer set of policies is refused and was not tried: {}\n", one_line(why));
-        }
-        text
+        let rejected = self
+            .rejected
+            .as_deref()
+            .map(|why| format!("a newer set of policies is refused and was not tried: {}\n", one_line(why)));
+        text + &rejected.unwrap_or_default()
     }
 }
 

@@ -147,8 +147,8 @@ fn an_exported_table_is_loaded_by_nft_and_lets_pass_what_policy_allows() {
     assert!(text.contains(" . tcp . 8080 : accept # policy \"test\", rule 1\n"), "{text}");
     // Where no plexd-core puts its own back.
     let cp = mesh.lab.host("cp");
-    cp.write("/etc/table.nft", 0o644, &text);
-    cp.run(&["nft", "-f", "/etc/table.nft"]).expect_success();
+    cp.write("/etc/plexd/exported.nft", 0o644, &text);
+    cp.run(&["nft", "-f", "/etc/plexd/exported.nft"]).expect_success();
     let loaded = cp.run(&["nft", "--stateless", "list", "table", "inet", "plexd"]).succeeded().stdout;
     let maps = |text: &str| {
         text.lines().filter(|line| line.contains("elements = ")).map(str::to_owned).collect::<Vec<_>>()
