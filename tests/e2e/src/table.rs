@@ -3,8 +3,9 @@
 use crate::Host;
 
 /// Prints what is another after each replacement: the numbers that the kernel gave the table and its rules.
-const IDENTIFY: &str =
-    "nft --handle list tables | grep '^table inet plexd #' && nft --handle list chain inet plexd input";
+const IDENTIFY: &str = r#"
+nft -j list tables | jq --exit-status '.nftables[].table | select(.family == "inet" and .name == "plexd").handle' &&
+    nft --handle list chain inet plexd input"#;
 
 /// Returns what tells the table that is in place from one that it replaced, or that replaces it; `None` without one.
 #[track_caller]

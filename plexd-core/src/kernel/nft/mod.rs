@@ -185,7 +185,9 @@ impl State {
             let request = encode::counter(counter, old.named(counter));
             add(&mut transaction, Subject::Counter(counter.clone()), request);
         }
-        for chain in &table.chains {
+        // Those that stay when the rest is replaced come first, so that a table is listed alike whichever way it came.
+        let (called, regular): (Vec<_>, Vec<_>) = table.chains.iter().partition(|chain| chain.hook.is_some());
+        for chain in called.into_iter().chain(regular) {
             add(&mut transaction, Subject::Chain(chain.name.clone()), encode::chain(chain));
         }
         add_contents(&mut transaction, table, old);
