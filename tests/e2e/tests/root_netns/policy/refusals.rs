@@ -90,16 +90,7 @@ impl Enforcing {
             let new = told.get(before..).unwrap_or_default();
             if new.iter().any(|detail| says(detail)) { Ok(()) } else { Err(new.join("; ")) }
         });
-        self.is_untouched(words);
-    }
-
-    #[track_caller]
-    fn is_untouched(&self, words: &[&str]) {
-        let a = &self.single.a;
-        assert_eq!(a.table(), self.table, "{words:?}");
         assert_eq!(table_id(a.node.host()), self.id, "{words:?}: the table was put in place anew");
-        let policies = a.node.ctl_json(&["policies"]).to_string();
-        assert!(policies.contains("10.77.0.1"), "{words:?}: {policies}");
     }
 
     /// Gives it the good set again, which ends the refusal.
@@ -110,7 +101,10 @@ impl Enforcing {
         a.wait_status("the end of the refusal", |status| {
             status["policy"]["rejected"].is_null() && status["health"] == "healthy"
         });
-        self.is_untouched(&["the good set again"]);
+        assert_eq!(a.table(), self.table, "what was in force all the time");
+        assert_eq!(table_id(a.node.host()), self.id, "the table was put in place anew");
+        let policies = a.node.ctl_json(&["policies"]).to_string();
+        assert!(policies.contains("10.77.0.1"), "{policies}");
     }
 }
 
