@@ -28,7 +28,9 @@ pub fn text<'a>(table: &'a Table, policies: &'a PolicySet) -> impl Iterator<Item
         let rules = rules.clone();
         table.maps.iter().flat_map(move |map| map_text(map, rules.clone()))
     };
-    let chains = table.chains.iter().map(move |chain| chain_text(chain, table, &rules));
+    // Those that the kernel calls stand first, as in plexd's own table.
+    let (called, others): (Vec<_>, Vec<_>) = table.chains.iter().partition(|chain| chain.hook.is_some());
+    let chains = called.into_iter().chain(others).map(move |chain| chain_text(chain, table, &rules));
     iter::once(begin).chain(counters).chain(maps).chain(chains).chain(iter::once("}\n".to_owned()))
 }
 

@@ -45,6 +45,7 @@ fn root_exported_text_without_ports_is_loaded_by_nft_as_the_same_table() {
             "deny fd00:100::2 * any",
             "allow n_peer n_here any",
             "deny n_here * udp/0",
+            "deny * * udp/0",
             "allow * * any",
         ];
         let (policies, table) = (policy(&rules), plain(&rules));

@@ -74,7 +74,14 @@ impl Layout {
 
     /// Returns the bytes of a key.
     pub(super) fn key_length(&self) -> u32 {
-        self.parts().map(|part| part.words * 4).sum()
+        if self.is_protocol_alone() { 1 } else { self.parts().map(|part| part.words * 4).sum() }
+    }
+
+    /// Returns whether a key is a protocol and nothing else: then it is one byte, as nothing beside it begins at a register,
+    /// and `nft` (1.0.6) ends with a failed assertion over one of four.
+    fn is_protocol_alone(&self) -> bool {
+        let Shape { source, destination, service, .. } = self.0;
+        source.is_nothing() && destination.is_nothing() && service == Detail::Protocol
     }
 
     /// Returns the type of a key for `nft`, which packs those of its parts, six bits each.
@@ -143,6 +150,9 @@ pub(super) fn key_bytes(key: &Key, shape: Shape) -> Vec<u8> {
         Service::Tcp(port) => (TCP, port),
         Service::Udp(port) => (UDP, port),
     };
+    if Layout::of(shape).is_protocol_alone() {
+        return vec![protocol];
+    }
     bytes.extend_from_slice(&[protocol, 0, 0, 0]);
     if let Some(port) = port {
         bytes.extend_from_slice(&port.get().to_be_bytes());

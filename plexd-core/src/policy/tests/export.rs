@@ -55,6 +55,22 @@ table inet plexd {
 		}
 	}
 
+	chain input {
+		type filter hook input priority 0; policy accept;
+		iifname "plexd0" goto judge
+	}
+
+	chain forward {
+		type filter hook forward priority 0; policy accept;
+		iifname "plexd0" goto judge
+		oifname "plexd0" goto judge
+	}
+
+	chain output {
+		type filter hook output priority 0; policy accept;
+		oifname "plexd0" goto judge
+	}
+
 	chain deny {
 		limit rate 5/second burst 20 packets log prefix "plexd-denied "
 		counter name "denied" drop
@@ -73,11 +89,7 @@ table inet plexd {
 "#;
     let text = text(&rules, &context());
     assert!(text.starts_with(expected), "{text}");
-    assert!(
-        text.contains("\tchain input {\n\t\ttype filter hook input priority 0; policy accept;\n"),
-        "{text}"
-    );
-    assert!(text.ends_with("\t\toifname \"plexd0\" goto judge\n\t}\n\n}\n"), "{text}");
+    assert!(text.ends_with("\t\tgoto deny\n\t}\n\n}\n"), "{text}");
 }
 
 #[test]
