@@ -97,6 +97,7 @@ bench-mesh: dependencies-bench dependencies-vm ## what a mesh of 1, 10, 1,000 an
 	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-throughput
 	$(IN_VM) PLEXD_BIN_DIR=$(abspath $(PROGRAMS:debug=release)) tests/vm/bench-mesh
 
-bench-policy: dependencies ## what passes under 10,000 packets a second while policy changes and core restarts, and how soon a flushed table is back
+bench-policy: dependencies-vm ## what policy costs a packet, what passes while it changes and core restarts, and how soon a flushed table is back
 	$(CARGO) build --locked --release --bins --package plexd-core --package plexd-ctl --package plexd-devcp --package plexd-e2e
 	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-policy
+	$(IN_VM) tests/vm/bench-policy
