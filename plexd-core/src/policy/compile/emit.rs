@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use ipnet::IpNet;
+
 use super::divide::Division;
 use super::resolve::{self, Decision, Stage};
 use super::skeleton::verdict;
 use crate::policy::table::{Classes, Detail, Entry, Expr, Family, Key, Map, Part, Shape};
+use crate::policy::{Action, Service};
 
 /// The maps and the classes of the table, of both families.
 #[derive(Default)]
@@ -28,7 +31,7 @@ impl Parts {
         let mut rules = Vec::new();
         let mut occurrences = BTreeMap::new();
         for stage in stages {
-            // Parts that look at the same parts of the addresses stand side by side.
+            // Maps that look at the same parts of the addresses stand side by side.
             let mut list: Vec<usize> = Vec::new();
             let mut listed = None;
             for (levels, entries) in stage.into_shapes() {
@@ -38,18 +41,24 @@ impl Parts {
                 if (ends || self.one_by_one || shape.is_empty()) && !list.is_empty() {
                     rules.push(vec![Expr::Lookup(std::mem::take(&mut list))]);
                 }
-                if shape.is_empty() {
+                let (shape, entries) = if shape.is_empty() {
                     // One entry, which matches all that is left.
-                    let all = entries.into_values();
-                    rules.extend(
-                        all.map(|of| vec![Expr::CountRule(of.rule), Expr::Verdict(verdict(of.action))]),
-                    );
-                    continue;
-                }
+                    let Some(decision) = entries.into_values().next() else { continue };
+                    if decision.action == Action::Deny {
+                        rules.push(vec![
+                            Expr::CountRule(decision.rule),
+                            Expr::Verdict(verdict(decision.action)),
+                        ]);
+                        continue;
+                    }
+                    everything(family, decision)
+                } else {
+                    (shape, named(entries, levels, sides))
+                };
                 let occurrence = occurrences.entry(shape).and_modify(|n| *n += 1).or_insert(1);
                 let name = self.name(shape, *occurrence);
                 list.push(self.maps.len());
-                self.maps.push(Map { name, shape, entries: named(entries, levels, sides) });
+                self.maps.push(Map { name, shape, entries });
             }
             if !list.is_empty() {
                 rules.push(vec![Expr::Lookup(list)]);
@@ -85,6 +94,22 @@ impl Parts {
         let (source, destination) = (part(shape.source, "s"), part(shape.destination, "d"));
         format!("v{}_{source}_{destination}_{service}_{occurrence}", digit(shape.family))
     }
+}
+
+/// Returns a map that has an entry for every packet: one for either half of the source addresses.
+///
+/// What allows the rest is looked up as everything else. Before Linux 6.17 a packet that is being judged while the table is
+/// replaced finds the maps empty: a denial in one of them would be missed, and a verdict that is no map's let it pass.
+fn everything(family: Family, decision: Decision) -> (Shape, BTreeMap<Key, Entry>) {
+    let (low, high, all) = match family {
+        Family::V4 => ("0.0.0.0/1", "128.0.0.0/1", "0.0.0.0/0"),
+        Family::V6 => ("::/1", "8000::/1", "::/0"),
+    };
+    let shape = Shape { family, source: Part::Bits(1), destination: Part::Bits(0), service: Detail::Nothing };
+    let network = |text: &str| text.parse::<IpNet>().expect("a network");
+    let entry = Entry { verdict: verdict(decision.action), rule: decision.rule };
+    let key = |half| Key { source: network(half), destination: network(all), service: Service::Any };
+    (shape, [low, high].map(|half| (key(half), entry.clone())).into())
 }
 
 /// Returns the entries by their keys in the table, but for classes that have no address.

@@ -55,6 +55,16 @@ table inet plexd {
 		}
 	}
 
+	map v6_s1_d0_any_1 {
+		type ipv6_addr : verdict
+		size 2
+		counter
+		elements = {
+			:: : accept, # policy "web\n\"x\"", rule 5
+			8000:: : accept # policy "web\n\"x\"", rule 5
+		}
+	}
+
 	chain input {
 		type filter hook input priority 0; policy accept;
 		iifname "plexd0" goto judge
@@ -84,7 +94,7 @@ table inet plexd {
 
 	chain rules6 {
 		meta nfproto ipv6 ct protocol udp ct original ip6 saddr & ffff:ffff:ffff:ffff:: . ct original ip6 daddr . ct protocol . ct original proto-dst vmap @v6_s64_d128_port_1
-		counter accept # policy "web\n\"x\"", rule 5
+		ct original ip6 saddr & 8000:: vmap @v6_s1_d0_any_1
 	}
 "#;
     let text = text(&rules, &context());
