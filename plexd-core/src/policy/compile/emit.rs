@@ -1,4 +1,4 @@
-//! Stages as maps, classes, and the rules that look them up.
+//! Entries, stage by stage, as maps, classes, and the rules that look them up.
 
 use std::collections::{BTreeMap, HashMap};
 
