@@ -19,7 +19,7 @@ use crate::auth::Rules;
 use crate::cli::Arguments;
 use crate::config::{self, Config};
 use crate::core_client::{Core, follow};
-use crate::http::{Api, Limits, Server};
+use crate::http::{Api, Limits, Metrics, Server};
 use crate::mirror::Mirror;
 use crate::sockets;
 
@@ -117,6 +117,7 @@ async fn serve(config: &Config, acquired: Acquired) -> anyhow::Result<()> {
         core: core.clone(),
         rules: acquired.rules,
         max_report_bytes: usize::try_from(config.node_api.max_report_bytes)?,
+        metrics: config.node_api.metrics.then(Metrics::default),
         shutdown: shutdown.clone(),
     });
     let server = Server::new(&api, Limits::default());

@@ -162,10 +162,10 @@ impl NodeApi {
         if self.report_debounce > Duration::from_mins(5) {
             return Err(SettingsError::value("node_api.report_debounce", "must be 0s to 5m"));
         }
-        if self.metrics {
+        if self.metrics && !self.http_enabled {
             return Err(SettingsError::value(
                 "node_api.metrics: true",
-                "is not available in this version; remove it",
+                "needs node_api.http_enabled: true, as they are read over TCP",
             ));
         }
         if self.http_enabled && self.http_token_file.is_none() {

@@ -5,6 +5,7 @@
 mod backoff;
 mod follow;
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use bytes::Bytes;
 use plexd_proto::node::v1::get_secret_request::Caller;
 use plexd_proto::node::v1::node_state_client::NodeStateClient;
 use plexd_proto::node::v1::{
-    DeleteReportRequest, GetSecretRequest, PutReportRequest, ReportRefusal, Secret, SecretRefusal,
-    delete_report_response, get_secret_response, put_report_response,
+    CountReportsRequest, CountReportsResponse, DeleteReportRequest, GetSecretRequest, PutReportRequest,
+    ReportRefusal, Secret, SecretRefusal, delete_report_response, get_secret_response, put_report_response,
 };
 use plexd_proto::transport;
 use tonic::transport::Channel;
@@ -29,6 +30,8 @@ use crate::mirror::{Entry, Mirror};
 const SECRET_DEADLINE: Duration = Duration::from_secs(40);
 /// Longest wait for a report to be durable.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
+/// Longest wait for what core knows without asking anybody.
+const COUNT_DEADLINE: Duration = Duration::from_secs(1);
 /// Largest message: a payload of the largest `max_report_bytes`, and room for the rest of its entry.
 const MAX_MESSAGE: usize = 72 * 1024 * 1024;
 
@@ -105,6 +108,11 @@ impl Core {
             Some(delete_report_response::Result::Refusal(refusal)) => Err(refused(refusal)),
             None => Err(CallError::empty()),
         }
+    }
+
+    /// Asks how many reports there are, and how they stand with the control plane.
+    pub async fn count_reports(&self) -> Result<CountReportsResponse, CallError<Infallible>> {
+        within(COUNT_DEADLINE, self.client.clone().count_reports(CountReportsRequest {})).await
     }
 }
 

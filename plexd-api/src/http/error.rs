@@ -38,6 +38,31 @@ pub enum ApiError {
 }
 
 impl ApiError {
+    /// All of them.
+    #[cfg(test)]
+    pub(super) const ALL: &[Self] = &[
+        Self::InvalidKey,
+        Self::InvalidIfMatch,
+        Self::InvalidJson,
+        Self::ContentTypeRequired,
+        Self::PayloadRequired,
+        Self::PayloadTooDeep,
+        Self::ConflictingLengths,
+        Self::Unauthorized,
+        Self::Forbidden,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::VersionConflict,
+        Self::PayloadTooLarge,
+        Self::DecryptionFailed,
+        Self::CoreUnavailable,
+        Self::NodeNotRegistered,
+        Self::ControlPlaneUnavailable,
+        Self::InsufficientStorage,
+        Self::TooManyReports,
+    ];
+
     /// Returns the status and the text.
     pub fn parts(self) -> (StatusCode, &'static str) {
         match self {

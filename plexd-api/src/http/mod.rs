@@ -6,6 +6,8 @@ mod conditional;
 mod connection;
 mod error;
 mod key;
+mod metrics;
+mod openapi;
 mod read;
 mod report;
 mod routes;
@@ -18,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use connection::{Limits, Server};
 pub use error::ApiError;
+pub use metrics::Metrics;
 
 use crate::auth::Rules;
 use crate::core_client::Core;
@@ -34,6 +37,8 @@ pub struct Api {
     pub rules: Rules,
     /// Largest body of a report, in bytes.
     pub max_report_bytes: usize,
+    /// What is counted; `None` if nobody is to read it.
+    pub metrics: Option<Metrics>,
     /// Ends watches when the process stops.
     pub shutdown: CancellationToken,
 }

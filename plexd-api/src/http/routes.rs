@@ -2,6 +2,7 @@
 //! and what the table does not name is not found, by those who may ask.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -11,7 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get};
 
 use super::error::ApiError;
-use super::{Api, read, report, secret, watch};
+use super::{Api, metrics, openapi, read, report, secret, watch};
 use crate::auth::{Caller, Need};
 
 /// One row of the table.
@@ -24,7 +25,7 @@ pub(super) struct Route {
 }
 
 /// The routes.
-pub(super) const ROUTES: &[Route] = &[
+pub(super) static ROUTES: [Route; 14] = [
     Route { path: "/v1/state", need: Need::Access, methods: || get(read::summary) },
     Route { path: "/v1/state/watch", need: Need::Access, methods: || get(watch::watch) },
     Route { path: "/v1/state/metadata", need: Need::Access, methods: || get(read::metadata) },
@@ -39,34 +40,48 @@ pub(super) const ROUTES: &[Route] = &[
         need: Need::Access,
         methods: || get(read::report_entry).put(report::put).delete(report::delete),
     },
+    Route { path: "/v1/openapi.json", need: Need::Access, methods: || get(openapi::document) },
     Route { path: "/healthz", need: Need::Access, methods: || get(read::alive) },
     Route { path: "/readyz", need: Need::Access, methods: || get(read::has_state) },
+    Route { path: "/metrics", need: Need::Access, methods: || get(metrics::scrape) },
 ];
+
+/// What the table does not name.
+static OTHER: Route = Route { path: "other", need: Need::Access, methods: MethodRouter::new };
 
 /// Makes the router of the table.
 pub(super) fn router(api: &Arc<Api>) -> Router {
-    let gated = |need| middleware::from_fn_with_state((Arc::clone(api), need), gate);
+    let gated = |route: &'static Route| middleware::from_fn_with_state((Arc::clone(api), route), gate);
     let mut router = Router::new();
-    for route in ROUTES {
-        let methods = || (route.methods)().fallback(method_not_allowed).layer(gated(route.need));
+    for route in &ROUTES {
+        let methods = || (route.methods)().fallback(method_not_allowed).layer(gated(route));
         router = router.route(route.path, methods());
         // The empty key: the pattern does not match it, and it is not an unknown path but an invalid key.
         if let Some(path) = route.path.strip_suffix("{key}") {
             router = router.route(path, methods());
         }
     }
-    router.fallback_service(not_found.layer(gated(Need::Access)).with_state(())).with_state(Arc::clone(api))
+    router.fallback_service(not_found.layer(gated(&OTHER)).with_state(())).with_state(Arc::clone(api))
 }
 
-/// Lets a request pass if its caller has what the route needs.
-async fn gate(State((api, need)): State<(Arc<Api>, Need)>, request: Request, next: Next) -> Response {
-    match admit(&api, need, &request) {
+/// Lets a request pass if its caller has what the route needs, and counts what became of it.
+async fn gate(
+    State((api, route)): State<(Arc<Api>, &'static Route)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let counted = api.metrics.as_ref().map(|metrics| (metrics, request.method().clone(), Instant::now()));
+    let response = match admit(&api, route.need, &request) {
         Ok(()) => next.run(request).await,
         Err(error) => {
             tracing::debug!(method = %request.method(), path = request.uri().path(), ?error, "refused");
             error.into_response()
         }
+    };
+    if let Some((metrics, method, begun)) = counted {
+        metrics.answered(route.path, &method, response.status(), begun.elapsed());
     }
+    response
 }
 
 fn admit(api: &Api, need: Need, request: &Request) -> Result<(), ApiError> {
@@ -92,7 +107,7 @@ fn method_not_allowed() -> std::future::Ready<ApiError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::path::Path;
 
     use axum::body::Body;
@@ -116,10 +131,10 @@ mod tests {
         let core = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
         let rules = Rules { socket_gid: 900, secrets_gid: 901, tcp_secrets: true };
         let shutdown = CancellationToken::new();
-        router(&Arc::new(Api { mirror, core, rules, max_report_bytes: 1000, shutdown }))
+        router(&Arc::new(Api { mirror, core, rules, max_report_bytes: 1000, metrics: None, shutdown }))
     }
 
-    async fn status(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> StatusCode {
+    async fn answer(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> Response {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = method.clone();
         request.headers_mut().insert(AUTHORIZATION, http::HeaderValue::from_static("Bearer guess"));
@@ -130,7 +145,20 @@ mod tests {
             request.extensions_mut().insert(caller.clone());
         }
         let Ok(response) = tower::Service::call(&mut router.clone(), request).await;
-        response.status()
+        response
+    }
+
+    async fn status(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> StatusCode {
+        answer(router, caller, method, path).await.status()
+    }
+
+    /// Returns the methods that `path` has, as the router says that refuses another.
+    pub(in crate::http) async fn allowed(path: &str) -> Vec<String> {
+        let path = path.replace("{key}", "k");
+        let refused = answer(&api(), Some(&local(&[900, 901])), &Method::OPTIONS, &path).await;
+        assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+        let allow = refused.headers()[http::header::ALLOW].to_str().unwrap();
+        allow.split(',').map(str::to_owned).collect()
     }
 
     fn local(groups: &[u32]) -> Caller {

@@ -20,9 +20,9 @@ pub struct Rendered {
 
 impl Rendered {
     /// Tags `body` by its content.
-    pub(crate) fn by_content(body: Vec<u8>) -> Self {
+    pub(crate) fn by_content(body: Bytes) -> Self {
         let etag = tag(Sha256::digest(&body).as_ref());
-        Self { body: exact(body), etag }
+        Self { body, etag }
     }
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn metadata_value(key: &str, value: &str) -> Rendered {
     out.extend_from_slice(b",\"value\":");
     json(&mut out, value);
     out.push(b'}');
-    Rendered::by_content(out)
+    Rendered::by_content(exact(out))
 }
 
 /// Returns the entity tag of an entry's version.
@@ -138,7 +138,7 @@ fn full(key: &str, content_type: &str, payload: &[u8], version: i64, updated_at:
 }
 
 /// Gives back the room that was reserved and not needed: thousands of these stay in memory.
-fn exact(text: Vec<u8>) -> Bytes {
+pub(super) fn exact(text: Vec<u8>) -> Bytes {
     Bytes::from(text.into_boxed_slice())
 }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
+use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-use super::entry::{Entry, Rendered, json, metadata_value, tag};
+use super::entry::{Entry, Rendered, exact, json, metadata_value, tag};
 use super::pace::Pace;
 use super::section::{Change, Entries, Listing, Section};
 
@@ -42,7 +43,7 @@ impl Metadata {
             rendered.insert(Arc::from(key.as_str()), metadata_value(&key, &value));
         }
         all.push(b'}');
-        Self { values: rendered, all: Some(Rendered::by_content(all)) }
+        Self { values: rendered, all: Some(Rendered::by_content(exact(all))) }
     }
 }
 
@@ -113,7 +114,7 @@ impl Snapshot {
     /// Returns all metadata, as one JSON object.
     pub fn metadata(&self) -> Rendered {
         // Nothing was ever said of metadata: there is none.
-        self.metadata.all.clone().unwrap_or_else(|| Rendered::by_content(b"{}".to_vec()))
+        self.metadata.all.clone().unwrap_or_else(|| Rendered::by_content(Bytes::from_static(b"{}")))
     }
 
     /// Returns one metadata value.

@@ -119,3 +119,30 @@ async fn connections_over_the_limit_are_turned_away_in_words() {
     assert!(first.closed().await);
     assert_eq!(node.client_as(1, &groups).get("/healthz").await.status, 200);
 }
+
+#[tokio::test]
+async fn figures_are_for_who_has_the_token_and_only_if_they_are_wanted() {
+    let token = format!("Authorization: Bearer {TOKEN}");
+    let node = Setup { metrics: true, ..Setup::default() }.start().await;
+    node.client().put("/v1/state/report/k", &[], BODY).await;
+    let mut tcp = node.connect_tcp().await;
+    tcp.get("/metrics").await.is_error(401, "unauthorized");
+    tcp.get_with("/v1/state", &[&token]).await;
+    let answer = tcp.get_with("/metrics", &[&token]).await;
+    assert_eq!(
+        answer.header("content-type"),
+        Some("application/openmetrics-text; version=1.0.0; charset=utf-8")
+    );
+    for line in [
+        r#"plexd_api_requests_total{method="PUT",route="/v1/state/report/{key}",status="200"} 1"#,
+        r#"plexd_api_requests_total{method="GET",route="/metrics",status="401"} 1"#,
+        "plexd_api_state_age_seconds 0.0",
+        "plexd_api_reports_pending 1",
+    ] {
+        assert!(answer.body.lines().any(|found| found == line), "{line} is not in:\n{}", answer.body);
+    }
+    node.client().get("/metrics").await.is_error(404, "not found");
+
+    let without = Node::start().await;
+    without.connect_tcp().await.get_with("/metrics", &[&token]).await.is_error(404, "not found");
+}

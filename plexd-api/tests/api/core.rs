@@ -9,9 +9,10 @@ use plexd_proto::node::v1::change::Change as Wire;
 use plexd_proto::node::v1::get_secret_response::Result as SecretResult;
 use plexd_proto::node::v1::node_state_server::{NodeState, NodeStateServer};
 use plexd_proto::node::v1::{
-    Change, DeleteReportRequest, DeleteReportResponse, GetSecretRequest, GetSecretResponse, PutReportRequest,
-    PutReportResponse, ReportDeleted, ReportEntry, ReportRefusal, Secret, SecretRefusal, WatchRequest,
-    WatchResponse, delete_report_response, put_report_response,
+    Change, CountReportsRequest, CountReportsResponse, DeleteReportRequest, DeleteReportResponse,
+    GetSecretRequest, GetSecretResponse, PutReportRequest, PutReportResponse, ReportDeleted, ReportEntry,
+    ReportRefusal, Secret, SecretRefusal, WatchRequest, WatchResponse, delete_report_response,
+    put_report_response,
 };
 use plexd_proto::transport::{self, Incoming, SocketOwner};
 use tokio::sync::mpsc;
@@ -198,5 +199,13 @@ impl NodeState for FakeCore {
             Err(refusal) => delete_report_response::Result::Refusal(refusal.into()),
         };
         Ok(Response::new(DeleteReportResponse { result: Some(result) }))
+    }
+
+    async fn count_reports(
+        &self,
+        _: Request<CountReportsRequest>,
+    ) -> Result<Response<CountReportsResponse>, Status> {
+        let entries = self.store().reports.len() as u64;
+        Ok(Response::new(CountReportsResponse { entries, pending: entries, conflicted: 0 }))
     }
 }

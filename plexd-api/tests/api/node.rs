@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use plexd_api::auth::{Caller, Rules};
 use plexd_api::core_client::{Core, follow};
-use plexd_api::http::{Api, Limits, Server};
+use plexd_api::http::{Api, Limits, Metrics, Server};
 use plexd_api::mirror::Mirror;
 use plexd_proto::node::v1::change::Change as Wire;
 use plexd_proto::node::v1::{DataEntry, Metadata, Node as NodeIdentity, SecretRef, TcpAccess};
@@ -44,13 +44,14 @@ pub(crate) struct Setup {
     pub(crate) state: Vec<Wire>,
     pub(crate) limits: Limits,
     pub(crate) tcp_secrets: bool,
+    pub(crate) metrics: bool,
     /// Whether there is a core from the beginning.
     pub(crate) core: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { state: registered(), limits: Limits::default(), tcp_secrets: true, core: true }
+        Self { state: registered(), limits: Limits::default(), tcp_secrets: true, metrics: false, core: true }
     }
 }
 
@@ -72,7 +73,10 @@ impl Setup {
             secrets_gid: SECRETS_GID,
             tcp_secrets: self.tcp_secrets,
         };
-        let api = Api { mirror, core: client, rules, max_report_bytes: MAX_BODY, shutdown: shutdown.clone() };
+        let metrics = self.metrics.then(Metrics::default);
+        let shutdown_too = shutdown.clone();
+        let api =
+            Api { mirror, core: client, rules, max_report_bytes: MAX_BODY, metrics, shutdown: shutdown_too };
         let server = Server::new(&Arc::new(api), self.limits);
 
         let socket = folder.path().join("api.sock");

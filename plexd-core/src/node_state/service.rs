@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::secrets::SecretReader;
 use super::watch::{Sources, report_deleted, report_entry, stream};
 use crate::identity::CurrentIdentity;
-use crate::reports::{Put, Refusal, Reports};
+use crate::reports::{Counts, Put, Refusal, Reports};
 use crate::state::Desired;
 
 /// State streams at a time; the sidecar needs one, and a second while it restarts.
@@ -33,6 +33,7 @@ pub const RULES: &[Rule<Who>] = &[
     Rule { rpc: "/plexd.node.v1.NodeState/GetSecret", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/PutReport", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/DeleteReport", who: Who::Sidecar },
+    Rule { rpc: "/plexd.node.v1.NodeState/CountReports", who: Who::Sidecar },
 ];
 
 /// Knows the sidecar by its uid.
@@ -138,6 +139,14 @@ impl NodeState for NodeStateService {
             Answer::Refusal(v1::ReportRefusal::NotRegistered.into())
         };
         Ok(Response::new(v1::DeleteReportResponse { result: Some(result) }))
+    }
+
+    async fn count_reports(
+        &self,
+        _: Request<v1::CountReportsRequest>,
+    ) -> Result<Response<v1::CountReportsResponse>, Status> {
+        let Counts { entries, pending, conflicted } = *self.sources.reports.counts().borrow();
+        Ok(Response::new(v1::CountReportsResponse { entries, pending, conflicted }))
     }
 }
 

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 
-use super::{Api, ApiError, routes};
+use super::{Api, ApiError, Metrics, routes};
 use crate::auth::Caller;
 use link::{Answering, Link, Shared};
 pub use slots::Limits;
@@ -51,6 +51,7 @@ const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: appl
 pub struct Server {
     router: Router,
     slots: Arc<Slots>,
+    metrics: Option<Metrics>,
     connections: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -61,6 +62,7 @@ impl Server {
         Arc::new(Self {
             router: routes::router(api),
             slots: Slots::new(limits),
+            metrics: api.metrics.clone(),
             connections: TaskTracker::new(),
             shutdown: api.shutdown.clone(),
         })
@@ -113,6 +115,7 @@ impl Server {
         };
         let Some(slot) = self.slots.take(uid) else {
             tracing::debug!(?uid, "connection turned away: too many");
+            self.metrics.iter().for_each(Metrics::turned_away);
             self.connections.spawn(turn_away(io));
             return;
         };
@@ -127,8 +130,9 @@ impl Server {
         let shared = Shared::new();
         let requests = Requests { router: self.router.clone(), caller, shared: Arc::clone(&shared) };
         let shutdown = self.shutdown.clone();
+        let open = self.metrics.as_ref().map(Metrics::opened);
         async move {
-            let _slot = slot;
+            let _held = (slot, open);
             let mut http = hyper::server::conn::http1::Builder::new();
             http.max_buf_size(BUFFER).max_headers(MAX_HEADERS).header_read_timeout(None);
             // A client that has said all it wants to (`nc -N`) still gets its answer.

@@ -17,6 +17,7 @@ fn connect() -> DuplexStream {
     });
     let server = Server {
         router: Router::new().route("/", any(|| async { "answer" })).route("/slow", slow),
+        metrics: None,
         slots: Slots::new(Limits::default()),
         connections: TaskTracker::new(),
         shutdown: CancellationToken::new(),
