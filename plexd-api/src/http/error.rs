@@ -155,3 +155,29 @@ impl From<CallError<ReportRefusal>> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_reference_has_every_error_and_no_other() {
+        let reference = include_str!("../../../docs/local-node-api.md");
+        let (_, section) = reference.split_once("\n## Errors\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let documented: BTreeSet<(u16, &str)> = section
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.strip_prefix("| ")?.split(" | ");
+                Some((cells.next()?.parse().ok()?, cells.next()?.trim_matches('`')))
+            })
+            .collect();
+        // Told before there is a request (`connection`).
+        let refused = (503, "too many connections");
+        let all =
+            ApiError::ALL.iter().map(|error| error.parts()).map(|(status, text)| (status.as_u16(), text));
+        assert_eq!(documented, all.chain([refused]).collect());
+    }
+}

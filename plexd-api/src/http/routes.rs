@@ -196,6 +196,29 @@ pub(super) mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn the_reference_has_every_route_and_no_other() {
+        let reference = include_str!("../../../docs/local-node-api.md");
+        let (_, section) = reference.split_once("\n## Routes\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let documented: Vec<String> = section
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `/"))
+            .map(|line| line.split(" | ").take(3).collect::<Vec<_>>().join(" "))
+            .collect();
+        let mut served = Vec::new();
+        for route in &ROUTES {
+            let methods: Vec<String> =
+                allowed(route.path).await.into_iter().filter(|method| method != "HEAD").collect();
+            let need = match route.need {
+                Need::Access => "access",
+                Need::Secrets => "secrets",
+            };
+            served.push(format!("{}` {} {need}", &route.path[1..], methods.join(", ")));
+        }
+        assert_eq!(documented, served);
+    }
+
     #[test]
     fn only_secret_values_need_more_than_access() {
         let more: Vec<_> =

@@ -14,6 +14,7 @@ mod faults;
 mod lifecycle;
 mod mesh;
 mod offline;
+mod openapi;
 mod ping;
 mod policies;
 mod policy;
