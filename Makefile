@@ -11,7 +11,7 @@ IN_VM = $(AS_ROOT) env "PATH=$$PATH"
 
 .DEFAULT_GOAL := help
 .PHONY: help dependencies dependencies-vm build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet \
-    dependencies-api dependencies-bench bench-mesh bench-policy
+    dependencies-api dependencies-bench bench-api bench-mesh bench-policy
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -93,6 +93,11 @@ bench-fleet: ## what 1,000 nodes ask of their control plane: at start, in steady
 
 dependencies-bench: dependencies
 	@packaging/install-dependencies apt-dependencies-bench
+
+bench-api: dependencies dependencies-vm ## what the Local Node API does beside a bare handler, its memory, its start, its syncs, its wakeups (15 minutes)
+	$(CARGO) build --locked --release --bins --package plexd-core --package plexd-api --package plexd-ctl --package plexd-devcp --package plexd-bench
+	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-api
+	$(IN_VM) PLEXD_BIN_DIR=$(abspath $(PROGRAMS:debug=release)) tests/vm/bench-api
 
 bench-mesh: dependencies-bench dependencies-vm ## what a mesh of 1, 10, 1,000 and 10,000 peers costs a node, and what the built-in WireGuard carries beside wireguard-go
 	$(CARGO) build --locked --release --bins --package plexd-core --package plexd-ctl --package plexd-devcp --package plexd-e2e

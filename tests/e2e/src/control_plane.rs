@@ -79,6 +79,12 @@ impl ControlPlane {
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"))
     }
 
+    /// Returns the process id.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        self.daemon.as_ref().map_or_else(|| panic!("the control plane is stopped"), Daemon::pid)
+    }
+
     /// Returns what it logged.
     pub fn log(&self) -> String {
         self.daemon.as_ref().map(Daemon::log).unwrap_or_default()

@@ -74,6 +74,16 @@ impl Daemon {
         Memory { resident: field("VmRSS:"), peak: field("VmHWM:") }
     }
 
+    /// Returns its proportional set size, in KiB: what is shared with other processes counts in parts.
+    #[track_caller]
+    pub fn pss(&self) -> u64 {
+        let path = format!("/proc/{}/smaps_rollup", self.pid());
+        let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
+        let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
+        let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+        kib.unwrap_or_else(|| panic!("no Pss in {path}: {} has ended", self.name))
+    }
+
     /// Returns whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

@@ -86,7 +86,8 @@ fn measure(size: usize) -> Figures {
     let status = node.status();
     assert_eq!(status["mesh"]["peers_configured"], json!(size), "{status}");
     let delta = one_more(&mut node, &control_plane, &id, &mut peers);
-    let pss = pss(node.core());
+    #[expect(clippy::cast_precision_loss, reason = "a process has less memory")]
+    let pss = node.core().pss() as f64 / 1024.0;
     let backend = status["mesh"]["backend"].as_str().unwrap_or_default().to_owned();
     node.take_core().terminate();
     Figures { apply: first.1, noop, delta, pss, backend }
@@ -149,14 +150,6 @@ fn took(log: &str) -> Vec<(usize, f64)> {
 
 fn reconciliations(log: &str, steps: usize) -> Vec<f64> {
     took(log).into_iter().filter(|(taken, _)| *taken == steps).map(|(_, took)| took).collect()
-}
-
-/// Proportional set size of a program, in MiB.
-fn pss(program: &Daemon) -> f64 {
-    let path = format!("/proc/{}/smaps_rollup", program.pid());
-    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("cannot read {path}: {error}"));
-    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap_or_default();
-    line.split_whitespace().next().and_then(|kib| kib.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1024.0
 }
 
 /// Address of a peer in the mesh; 10.100.0.0/16 is where the control plane puts nodes.
