@@ -160,7 +160,13 @@ fn key(number: usize) -> String {
 }
 
 fn entry(number: usize) -> Value {
-    json!({ "key": key(number), "payload": payload(number) })
+    json!({
+        "key": key(number),
+        "content_type": "application/json",
+        "payload": payload(number),
+        "version": 1,
+        "updated_at": "2026-01-01T00:00:00Z",
+    })
 }
 
 /// JSON of 1 KiB.
