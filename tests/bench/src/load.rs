@@ -27,6 +27,17 @@ pub(crate) struct Load<'a> {
     pub(crate) requests: &'a [Request],
     /// Connections, kept open.
     pub(crate) connections: usize,
+    /// What it does when there is no answer to take.
+    pub(crate) waits: Waits,
+}
+
+/// How answers are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waits {
+    /// Looking all the time, on a processor of its own: being woken costs the other end more than many an answer.
+    Awake,
+    /// Asleep, where the other end is several processes that need the processors.
+    Asleep,
 }
 
 /// What came of a load.
@@ -65,12 +76,16 @@ impl Load<'_> {
         let mut taken: Vec<Duration> = Vec::with_capacity(1 << 20);
         let warm = Instant::now() + WARM_UP;
         let mut began = None;
+        let mut heard = Instant::now();
+        let patience = if self.waits == Waits::Awake { Duration::ZERO } else { SILENCE };
         for client in &mut clients {
             client.ask()?;
         }
         loop {
-            poll.poll(&mut events, Some(SILENCE))?;
-            if events.is_empty() {
+            poll.poll(&mut events, Some(patience))?;
+            if !events.is_empty() {
+                heard = Instant::now();
+            } else if heard.elapsed() >= SILENCE {
                 return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer"));
             }
             for event in &events {

@@ -11,7 +11,7 @@ use crate::answer::Request;
 use crate::door::Door;
 use crate::findings::{Findings, Target, say};
 use crate::go;
-use crate::load::Load;
+use crate::load::{Load, Waits};
 use crate::scene::{ROUNDS, Scene, figure, payload};
 
 /// How many times as fast as Go it is to be with 64 connections.
@@ -34,7 +34,7 @@ pub(crate) fn measure(scene: &mut Scene, findings: &mut Findings) {
     let door = Door::Unix(scene.socket());
     let pids = scene.pids();
     for connections in [1, 64] {
-        let round = |_| scene.round(&door, &requests(), connections, &pids);
+        let round = |_| scene.round(&door, &requests(), (connections, Waits::Asleep), &pids);
         let ours = figure(&(0..ROUNDS).map(round).collect::<Vec<_>>());
         let (size, go) = (scene.size, go::PUT.rate(scene.size, connections));
         say(&format!(
@@ -76,7 +76,7 @@ fn count_syncs(scene: &mut Scene, door: &Door, findings: &mut Findings) {
     scene.node.start_api();
     scene.wait_complete();
     for connections in [1, 64] {
-        let load = Load { door, requests: &requests(), connections };
+        let load = Load { door, requests: &requests(), connections, waits: Waits::Asleep };
         let (outcome, before, after) = load.run(COUNTED, || calls(&trace));
         let (size, each) = (scene.size, (after - before) / outcome.answers);
         say(&format!(

@@ -11,6 +11,7 @@ use crate::door::Door;
 use crate::exchange::{Answer, fetch};
 use crate::findings::{Findings, Target, say};
 use crate::go::{self, Go};
+use crate::load::Waits;
 use crate::scene::{DEADLINE, Figure, ROUNDS, Scene, entry_path, figure};
 
 /// The part of the bare handler's rate that is to be reached.
@@ -62,7 +63,12 @@ fn compare(
     let mut rounds = [Vec::new(), Vec::new()];
     for round in 0..ROUNDS {
         for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
-            rounds[which].push(scene.round(&doors[which], requests, connections, &pids[which]));
+            rounds[which].push(scene.round(
+                &doors[which],
+                requests,
+                (connections, Waits::Awake),
+                &pids[which],
+            ));
         }
     }
     rounds.map(|rounds| figure(&rounds))

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::answer::Request;
 use crate::door::Door;
 use crate::exchange::fetch;
-use crate::load::{Load, Outcome};
+use crate::load::{Load, Outcome, Waits};
 use crate::processes::cpu;
 
 /// Where the nodes' data directories are made.
@@ -130,10 +130,10 @@ impl Scene {
         &self,
         door: &Door,
         requests: &[Request],
-        connections: usize,
+        (connections, waits): (usize, Waits),
         pids: &[u32],
     ) -> (Outcome, Vec<f64>) {
-        let load = Load { door, requests, connections };
+        let load = Load { door, requests, connections, waits };
         let meter = || pids.iter().map(|pid| cpu(*pid)).collect::<Vec<f64>>();
         let (outcome, before, after) = self.node.host().within(|| load.run(TIME, meter));
         let each = before.iter().zip(after).map(|(before, after)| (after - before) / outcome.answers);

@@ -9,6 +9,7 @@ use crate::answer::Request;
 use crate::door::Door;
 use crate::findings::{Findings, Target, say};
 use crate::go;
+use crate::load::Waits;
 use crate::scene::{ROUNDS, Scene, figure};
 
 /// The secret; percent-encoded as in the guide.
@@ -33,7 +34,12 @@ pub(crate) fn measure(scene: &mut Scene, findings: &mut Findings) {
         for round in 0..ROUNDS {
             for which in if round % 2 == 0 { [0, 1] } else { [1, 0] } {
                 let request = std::slice::from_ref(&requests[which]);
-                rounds[which].push(scene.round(&doors[which], request, connections, &pids[which]));
+                rounds[which].push(scene.round(
+                    &doors[which],
+                    request,
+                    (connections, Waits::Asleep),
+                    &pids[which],
+                ));
             }
         }
         let [ours, direct] = rounds.map(|rounds| figure(&rounds));
