@@ -34,7 +34,7 @@ pub(crate) struct Load<'a> {
 /// How answers are waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waits {
-    /// Looking all the time, on a processor of its own: being woken costs the other end more than many an answer.
+    /// Looking all the time, on a processor of its own: to wake it costs the other end more than many an answer.
     Awake,
     /// Asleep, where the other end is several processes that need the processors.
     Asleep,
