@@ -341,7 +341,7 @@ mod tests {
         });
         let start = Instant::now();
         let answer = vec![0; bytes * 1000];
-        let written = tokio::time::timeout(Duration::from_secs(900), link.write_all(&answer)).await;
+        let written = tokio::time::timeout(Duration::from_mins(15), link.write_all(&answer)).await;
         reader.abort();
         written.ok().map(|result| {
             assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
