@@ -1,4 +1,4 @@
-//! Figures for Prometheus, as `OpenMetrics` text: how requests went, how many connections there are, how old the state is
+//! Figures for Prometheus, as OpenMetrics text: how requests went, how many connections there are, how old the state is
 //! and what core has still to report. Labels come from the routes and from lists here, never from a request, so that no
 //! client makes more series.
 

@@ -1,4 +1,4 @@
-//! The API's own description: the `OpenAPI` document of the repository, as it was built in. Tests hold it against the
+//! The API's own description: the OpenAPI document of the repository, as it was built in. Tests hold it against the
 //! routes and the errors; what it says of answers is tried from outside, by a program that reads it.
 
 use std::future::{Ready, ready};
