@@ -390,3 +390,6 @@ fn generation(channel: &mut Channel) -> io::Result<Option<u32>> {
         answer.attributes().u32(attribute::GENERATION_ID)
     })
 }
+
+#[cfg(test)]
+mod tests;

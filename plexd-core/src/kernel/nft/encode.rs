@@ -135,11 +135,11 @@ pub(super) fn map(map: &Stored<'_>, id: u32) -> Request {
 
 /// Returns the messages that fill a map. The end of an interval is in the message of its start: one without an end would
 /// reach to the last address.
-pub(super) fn elements<'a, 'b>(
+pub(super) fn elements<'a>(
     map: Stored<'a>,
     id: u32,
     table: &'a Table,
-    carried: &'b mut Carried<'a>,
+    carried: &mut Carried<'a>,
 ) -> impl Iterator<Item = Request> {
     let Stored { name, kind, elements, .. } = map;
     let mut left = elements.peekable();
