@@ -6,6 +6,7 @@ pub mod changes;
 pub(crate) mod fake;
 pub mod network;
 pub mod nft;
+mod route;
 mod rtnl;
 pub mod rules;
 pub mod wireguard;

@@ -108,7 +108,8 @@ fn compile_by(
         parts.add(family, sides, stages::stages(&matches, sides, most))
     });
     let table = skeleton::skeleton(context, rules);
-    Ok(Some(Table { classes: parts.classes, maps: parts.maps, ..table }))
+    let rule_names = policies.rule_names().collect();
+    Ok(Some(Table { classes: parts.classes, maps: parts.maps, rule_names, ..table }))
 }
 
 /// What a rule matches, between two networks.

@@ -62,6 +62,7 @@ pub(super) fn skeleton(context: &Context, rules: [Vec<Vec<Expr>>; 2]) -> Table {
         counters: vec![DENIED.to_owned(), INVALID.to_owned()],
         classes: Vec::new(),
         maps: Vec::new(),
+        rule_names: Vec::new(),
         chains: vec![
             regular(DENY, deny),
             regular(family_chain(Family::V4), rules4),
