@@ -2,11 +2,12 @@
 //! differs is set. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
 
+use super::owners::Owners;
 use crate::kernel::{ObservedPeer, PeerChange, PeerConfig};
 use crate::types::{PresharedKey, PublicKey};
 
@@ -66,30 +67,42 @@ impl Modification {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     peers: BTreeMap<PublicKey, PeerConfig>,
-    /// Which peer has an allowed IP: one at most, as in the kernel.
-    owners: BTreeMap<IpNet, PublicKey>,
+    owners: Owners,
 }
 
 impl Known {
-    /// Takes over what the device really has, so that a change that was broken off halfway is made up for.
-    pub(super) fn from_observed(observed: &BTreeMap<PublicKey, ObservedPeer>) -> Self {
-        let config = |(public_key, peer): (&PublicKey, &ObservedPeer)| {
-            let config = PeerConfig {
-                public_key: *public_key,
-                preshared_key: peer.preshared_key.clone(),
-                endpoint: peer.endpoint,
-                allowed_ips: peer.allowed_ips.clone(),
-                persistent_keepalive: peer.persistent_keepalive,
-            };
-            (*public_key, config)
-        };
-        let owners = observed.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|ip| (*ip, *key)));
-        Self { peers: observed.iter().map(config).collect(), owners: owners.collect() }
+    /// Returns how a peer was set.
+    pub(super) fn get(&self, key: &PublicKey) -> Option<&PeerConfig> {
+        self.peers.get(key)
     }
 
-    /// Returns whether there are no peers.
-    pub(super) fn is_empty(&self) -> bool {
-        self.peers.is_empty()
+    /// Returns the peer to which an address belongs.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&PublicKey> {
+        self.owners.find(address)
+    }
+
+    /// Takes over what the device really has of a peer, so that a change that was broken off halfway is made up for.
+    pub(super) fn correct(&mut self, key: &PublicKey, observed: &ObservedPeer) {
+        let is_right = self.peers.get(key).is_some_and(|known| {
+            known.preshared_key == observed.preshared_key
+                && known.allowed_ips == observed.allowed_ips
+                && known.persistent_keepalive == observed.persistent_keepalive
+        });
+        if is_right {
+            return;
+        }
+        self.remove(key);
+        for allowed_ip in &observed.allowed_ips {
+            self.owners.insert(*allowed_ip, *key);
+        }
+        let config = PeerConfig {
+            public_key: *key,
+            preshared_key: observed.preshared_key.clone(),
+            endpoint: observed.endpoint,
+            allowed_ips: observed.allowed_ips.clone(),
+            persistent_keepalive: observed.persistent_keepalive,
+        };
+        self.peers.insert(*key, config);
     }
 
     /// Returns the keys of the peers that are to be kept alive.
@@ -112,10 +125,11 @@ impl Known {
         }
     }
 
-    fn remove(&mut self, public_key: &PublicKey) -> Option<Edit> {
+    /// Forgets a peer that the device does not have.
+    pub(super) fn remove(&mut self, public_key: &PublicKey) -> Option<Edit> {
         let config = self.peers.remove(public_key)?;
         for allowed_ip in &config.allowed_ips {
-            self.owners.remove(allowed_ip);
+            self.owners.remove(allowed_ip, public_key);
         }
         Some(Edit::Remove(*public_key))
     }
@@ -145,7 +159,7 @@ impl Known {
             return Some(Edit::Add(config));
         };
         for dropped in known.allowed_ips.difference(&config.allowed_ips) {
-            self.owners.remove(dropped);
+            self.owners.remove(dropped, &config.public_key);
         }
         let modification = Modification {
             public_key: config.public_key,
@@ -244,11 +258,13 @@ mod tests {
             persistent_keepalive: NonZeroU16::new(25),
             ..ObservedPeer::default()
         };
-        known = Known::from_observed(&[(key(1), observed)].into());
+        known.correct(&key(1), &observed);
+        assert_eq!(known.owner("10.0.0.1".parse().unwrap()), None);
+        assert_eq!(known.owner("10.0.0.9".parse().unwrap()), Some(&key(1)));
         let allowed_ips = Member::Set(nets(&["10.0.0.1/32"]));
         let expected = Edit::Modify(Modification { allowed_ips, ..Modification::of(key(1)) });
         assert_eq!(known.edits(&told), [expected]);
-        known = Known::from_observed(&BTreeMap::new());
+        known.remove(&key(1));
         assert_eq!(known.edits(&told), [Edit::Add(peer(1, &["10.0.0.1/32"]))]);
     }
 

@@ -1,0 +1,236 @@
+//! Handshake initiations, as far as the one who is called needs them to tell who calls: the initiation is authenticated
+//! as gotatun will do it again, and the time it was begun at read from it, which gotatun does not tell. Answers nothing
+//! and keeps nothing but the key.
+//!
+//! WireGuard paper, section 5.4.2: type (1), reserved (3), sender (4), ephemeral (32), static (48), timestamp (28), mac1
+//! (16), mac2 (16).
+
+use std::ops::Range;
+
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
+use hmac::{Mac, SimpleHmac};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use subtle::ConstantTimeEq;
+use x25519_dalek::StaticSecret;
+use zeroize::Zeroizing;
+
+use crate::types::{PrivateKey, PublicKey};
+
+/// Type of an initiation, its first byte.
+const TYPE: u8 = 1;
+
+/// Length of an initiation, in bytes.
+const LENGTH: usize = 148;
+
+const EPHEMERAL: Range<usize> = 8..40;
+const STATIC: Range<usize> = 40..88;
+const TIMESTAMP: Range<usize> = 88..116;
+const MAC1: Range<usize> = 116..132;
+
+const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
+const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
+const LABEL_MAC1: &[u8] = b"mac1----";
+
+type Block = [u8; 32];
+
+/// The time at which an initiation was begun, by the clock of who began it: TAI64N, which sorts as its bytes do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub(super) struct Stamp([u8; 12]);
+
+#[cfg(test)]
+impl Stamp {
+    pub(super) fn of(second: u8) -> Self {
+        let mut stamp = [0; 12];
+        stamp[7] = second;
+        Self(stamp)
+    }
+}
+
+/// Returns whether a datagram claims to be an initiation.
+pub(super) fn is_initiation(datagram: &[u8]) -> bool {
+    datagram.len() == LENGTH && datagram[0] == TYPE
+}
+
+/// The one who is called: what reads an initiation, and what can be computed of it beforehand.
+pub(super) struct Responder {
+    private_key: StaticSecret,
+    mac1_key: Block,
+    chaining_key: Block,
+    hash: Block,
+}
+
+/// Who an initiation claims to be from. Not authenticated: whoever has both public keys can claim it.
+pub(super) struct Caller {
+    pub(super) public_key: PublicKey,
+    chaining_key: Zeroizing<Block>,
+    hash: Block,
+}
+
+impl Responder {
+    pub(super) fn new(private_key: &PrivateKey) -> Self {
+        let public_key = private_key.public();
+        let chaining_key = hash(CONSTRUCTION, &[]);
+        Self {
+            private_key: StaticSecret::from(*private_key.as_bytes()),
+            mac1_key: hash(LABEL_MAC1, public_key.as_bytes()),
+            chaining_key,
+            hash: hash(&hash(&chaining_key, IDENTIFIER), public_key.as_bytes()),
+        }
+    }
+
+    /// Returns whether `initiation` was made by somebody who knows this public key. Costs one hash.
+    pub(super) fn is_meant(&self, initiation: &[u8]) -> bool {
+        if !is_initiation(initiation) {
+            return false;
+        }
+        let Ok(mac) = <Blake2sMac<U16> as KeyInit>::new_from_slice(&self.mac1_key) else { return false };
+        let mut mac = mac;
+        Update::update(&mut mac, &initiation[..MAC1.start]);
+        bool::from(mac.finalize_fixed().as_slice().ct_eq(&initiation[MAC1]))
+    }
+
+    /// Reads who `initiation`, which [is meant](Self::is_meant), claims to be from. Costs one key exchange.
+    pub(super) fn caller(&self, initiation: &[u8]) -> Option<Caller> {
+        let ephemeral = <Block>::try_from(initiation.get(EPHEMERAL)?).ok()?;
+        let hashed = hash(&self.hash, &ephemeral);
+        let chaining_key = derive(&self.chaining_key, &ephemeral).0;
+        let (chaining_key, key) = derive(&chaining_key, &*self.exchange(&ephemeral));
+        let sealed = initiation.get(STATIC)?;
+        let public_key = open::<32>(&key, &hashed, sealed)?;
+        let public_key = PublicKey::from_bytes(public_key);
+        Some(Caller { public_key, chaining_key, hash: hash(&hashed, sealed) })
+    }
+
+    /// Authenticates the caller, and reads when it began `initiation`. Costs one key exchange.
+    pub(super) fn stamp(&self, caller: &Caller, initiation: &[u8]) -> Option<Stamp> {
+        let shared = self.exchange(caller.public_key.as_bytes());
+        let (_, key) = derive(&caller.chaining_key, &*shared);
+        open::<12>(&key, &caller.hash, initiation.get(TIMESTAMP)?).map(Stamp)
+    }
+
+    fn exchange(&self, public_key: &Block) -> Zeroizing<Block> {
+        let public_key = x25519_dalek::PublicKey::from(*public_key);
+        Zeroizing::new(self.private_key.diffie_hellman(&public_key).to_bytes())
+    }
+}
+
+fn hash(first: &[u8], second: &[u8]) -> Block {
+    Blake2s256::new().chain_update(first).chain_update(second).finalize().into()
+}
+
+/// KDF2 of the paper; its first half is KDF1.
+fn derive(chaining_key: &Block, input: &[u8]) -> (Zeroizing<Block>, Zeroizing<Block>) {
+    let temporary = Zeroizing::new(authenticate(chaining_key, &[input]));
+    let first = Zeroizing::new(authenticate(&temporary, &[&[1]]));
+    let second = Zeroizing::new(authenticate(&temporary, &[&*first, &[2]]));
+    (first, second)
+}
+
+fn authenticate(key: &Block, parts: &[&[u8]]) -> Block {
+    let mut mac =
+        <SimpleHmac<Blake2s256> as Mac>::new_from_slice(key).expect("HMAC takes keys of any length");
+    for part in parts {
+        Mac::update(&mut mac, part);
+    }
+    mac.finalize().into_bytes().into()
+}
+
+/// Opens what was sealed with a key that is used once.
+fn open<const PLAIN: usize>(key: &Block, hash: &Block, sealed: &[u8]) -> Option<[u8; PLAIN]> {
+    let key = LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).ok()?);
+    let mut buffer = sealed.to_vec();
+    let nonce = Nonce::assume_unique_for_key([0; 12]);
+    let plain = key.open_in_place(nonce, Aad::from(hash), &mut buffer).ok()?;
+    <[u8; PLAIN]>::try_from(&*plain).ok()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use gotatun::noise::Tunn;
+    use gotatun::noise::index_table::IndexTable;
+    use gotatun::noise::rate_limiter::RateLimiter;
+    use gotatun::x25519;
+
+    use super::*;
+
+    /// Somebody who calls, by gotatun.
+    pub(in super::super) struct Client(Tunn);
+
+    impl Client {
+        pub(in super::super) fn new(from: &PrivateKey, to: PublicKey) -> Self {
+            let limiter = RateLimiter::new(&x25519::PublicKey::from(*from.public().as_bytes()), 1_000);
+            let (from, to) = (*from.as_bytes(), *to.as_bytes());
+            let table = IndexTable::from_os_rng();
+            Self(Tunn::new(from.into(), to.into(), None, None, table, Arc::new(limiter)))
+        }
+
+        pub(in super::super) fn call(&mut self) -> Vec<u8> {
+            self.0.format_handshake_initiation(true).unwrap().into_bytes().to_vec()
+        }
+    }
+
+    fn keys() -> (PrivateKey, PrivateKey) {
+        (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap())
+    }
+
+    fn read(responder: &Responder, initiation: &[u8]) -> Option<(PublicKey, Stamp)> {
+        if !responder.is_meant(initiation) {
+            return None;
+        }
+        let caller = responder.caller(initiation)?;
+        responder.stamp(&caller, initiation).map(|stamp| (caller.public_key, stamp))
+    }
+
+    #[test]
+    fn an_initiation_tells_who_calls_and_when() {
+        let (caller, called) = keys();
+        let responder = Responder::new(&called);
+        let mut client = Client::new(&caller, called.public());
+        let (first, second) = (client.call(), client.call());
+        let (who, earlier) = read(&responder, &first).unwrap();
+        assert_eq!(who, caller.public());
+        assert_eq!(read(&responder, &first), Some((who, earlier)));
+        assert!(read(&responder, &second).unwrap().1 > earlier && earlier > Stamp::default());
+    }
+
+    #[test]
+    fn one_that_is_meant_for_somebody_else_is_seen_without_a_key_exchange() {
+        let (caller, called) = keys();
+        let initiation = Client::new(&caller, caller.public()).call();
+        assert!(!Responder::new(&called).is_meant(&initiation));
+        assert!(Responder::new(&caller).is_meant(&initiation));
+    }
+
+    #[test]
+    fn a_changed_bit_anywhere_before_the_second_mac_is_noticed() {
+        let (caller, called) = keys();
+        let responder = Responder::new(&called);
+        let initiation = Client::new(&caller, called.public()).call();
+        for at in 0..MAC1.end {
+            let mut changed = initiation.clone();
+            changed[at] ^= 1;
+            assert!(!responder.is_meant(&changed), "{at}");
+        }
+        // With the first mac made to fit, which takes only the public key.
+        for at in EPHEMERAL.start..MAC1.start {
+            let mut changed = initiation.clone();
+            changed[at] ^= 1;
+            let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&responder.mac1_key).unwrap();
+            Update::update(&mut mac, &changed[..MAC1.start]);
+            changed[MAC1].copy_from_slice(&mac.finalize_fixed());
+            assert!(responder.is_meant(&changed));
+            assert_eq!(read(&responder, &changed), None, "{at}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_no_initiation() {
+        for datagram in [&[][..], &[1], &[1; 147], &[1; 149], &[2; 148], &[4; 148]] {
+            assert!(!is_initiation(datagram));
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! Looks after the peers that gotatun knows: those that are to be kept alive and do not answer are called again, those
+//! that nobody speaks with are put to sleep.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use gotatun::device::configure::DeviceWrite;
+use gotatun::x25519;
+use tokio::time::Instant;
+
+use super::convert::observed;
+use super::{Running, Shared, Transports};
+use crate::kernel::ObservedPeer;
+use crate::types::PublicKey;
+
+/// Peers put to sleep at a time: packets wait meanwhile, and removing one is work that grows with all that are awake.
+const BATCH: usize = 16;
+
+impl Shared {
+    /// Looks after all peers, once.
+    pub(super) async fn tend(&self) {
+        let Ok(running) = self.device() else { return };
+        let (missing, tired) = running
+            .device
+            .read(async |device| {
+                let awake = observed(device.peers().await);
+                let now = Instant::now();
+                (without_session(&awake), running.gate.roster(|roster| roster.look(&awake, now, self.idle)))
+            })
+            .await;
+        self.initiate(&missing).await;
+        for tired in tired.chunks(BATCH) {
+            let _changing = self.changing.lock().await;
+            put_to_sleep(&running, tired).await;
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// Takes those of `tired` out of gotatun that are idle still.
+async fn put_to_sleep(Running { device, gate }: &Running, tired: &[PublicKey]) {
+    let written = device
+        .write(async |device: &mut DeviceWrite<'_, Transports>| {
+            let awake = observed(device.peers().await);
+            let asleep: Vec<PublicKey> = gate.roster(|roster| {
+                let falls =
+                    |key: &&PublicKey| awake.get(key).is_some_and(|peer| roster.fall_asleep(key, peer));
+                tired.iter().filter(falls).copied().collect()
+            });
+            for key in asleep {
+                device.remove_peer(&x25519::PublicKey::from(*key.as_bytes())).await;
+                tracing::debug!(peer = %key, "peer asleep");
+            }
+        })
+        .await;
+    if let Err(error) = written {
+        tracing::debug!(%error, "putting peers to sleep failed");
+    }
+}
+
+/// Peers that are to be kept alive, can be reached, and have had no handshake for so long that no session is left.
+fn without_session(awake: &BTreeMap<PublicKey, ObservedPeer>) -> Vec<PublicKey> {
+    // REJECT_AFTER_TIME of the WireGuard paper, section 6.1.
+    let stale = Duration::from_mins(3);
+    let has_session = |peer: &ObservedPeer| {
+        peer.last_handshake.is_some_and(|time| time.elapsed().unwrap_or_default() < stale)
+    };
+    let peers = awake.iter().filter(|(_, peer)| {
+        peer.persistent_keepalive.is_some() && peer.endpoint.is_some() && !has_session(peer)
+    });
+    peers.map(|(key, _)| *key).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+    use std::time::SystemTime;
+
+    use super::*;
+
+    #[test]
+    fn only_peers_to_keep_alive_without_a_session_are_initiated() {
+        let key = |byte| PublicKey::from_bytes([byte; 32]);
+        let silent = ObservedPeer {
+            endpoint: Some("192.0.2.1:51820".parse().unwrap()),
+            persistent_keepalive: NonZeroU16::new(25),
+            ..ObservedPeer::default()
+        };
+        let now = SystemTime::now();
+        let peers = [
+            (key(1), silent.clone()),
+            (key(2), ObservedPeer { endpoint: None, ..silent.clone() }),
+            (key(3), ObservedPeer { persistent_keepalive: None, ..silent.clone() }),
+            (key(4), ObservedPeer { last_handshake: Some(now), ..silent.clone() }),
+            (key(5), ObservedPeer { last_handshake: Some(now - Duration::from_secs(200)), ..silent }),
+        ];
+        assert_eq!(without_session(&peers.into()), [key(1), key(5)]);
+    }
+}
