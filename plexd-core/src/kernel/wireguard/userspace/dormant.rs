@@ -320,3 +320,6 @@ fn stays_awake(config: &PeerConfig, endpoint: Option<SocketAddr>) -> bool {
 fn has_no_session(peer: &ObservedPeer, idle: Duration) -> bool {
     peer.last_handshake.is_none_or(|time| time.elapsed().unwrap_or_default() >= idle)
 }
+
+#[cfg(test)]
+mod tests;

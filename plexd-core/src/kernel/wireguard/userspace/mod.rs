@@ -22,7 +22,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
 use gotatun::device::configure::DeviceWrite;
 use gotatun::device::{self, DeviceBuilder};
 use gotatun::x25519;
@@ -284,19 +283,6 @@ impl Shared {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no private key yet"));
         }
         Ok(device)
-    }
-
-    /// Initiates a handshake with those of `peers` that have no fresh session. gotatun gives up after 90 s without an
-    /// answer, where the kernel goes on as long as there is a keepalive to send.
-    async fn initiate(&self, peers: &[PublicKey]) {
-        let Ok(Running { device, .. }) = self.device() else { return };
-        for peers in peers.chunks(BATCH) {
-            for peer in peers {
-                // One poll sends the initiation; what follows would only wait for its answer.
-                let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
-            }
-            tokio::task::yield_now().await;
-        }
     }
 }
 

@@ -4,17 +4,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use gotatun::device::configure::DeviceWrite;
 use gotatun::x25519;
 use tokio::time::Instant;
 
 use super::convert::observed;
-use super::{Running, Shared, Transports};
+use super::{BATCH, Running, Shared, Transports};
 use crate::kernel::ObservedPeer;
 use crate::types::PublicKey;
 
 /// Peers put to sleep at a time: packets wait meanwhile, and removing one is work that grows with all that are awake.
-const BATCH: usize = 16;
+const TIRED: usize = 16;
 
 impl Shared {
     /// Looks after all peers, once.
@@ -29,9 +30,22 @@ impl Shared {
             })
             .await;
         self.initiate(&missing).await;
-        for tired in tired.chunks(BATCH) {
+        for tired in tired.chunks(TIRED) {
             let _changing = self.changing.lock().await;
             put_to_sleep(&running, tired).await;
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Initiates a handshake with those of `peers` that have no fresh session. gotatun gives up after 90 s without an
+    /// answer, where the kernel goes on as long as there is a keepalive to send.
+    pub(super) async fn initiate(&self, peers: &[PublicKey]) {
+        let Ok(Running { device, .. }) = self.device() else { return };
+        for peers in peers.chunks(BATCH) {
+            for peer in peers {
+                // One poll sends the initiation; what follows would only wait for its answer.
+                let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
+            }
             tokio::task::yield_now().await;
         }
     }
