@@ -21,7 +21,7 @@ pub enum Stamps {
     /// From the machine's clock, at each handshake (Linux, `drivers/net/wireguard/noise.c`, `tai64n_now`).
     Clock,
     /// From the machine's clock when a peer is set up, and from there in steady time (gotatun, `TimeStamper`): it goes back
-    /// only where a peer is set up anew, at a start.
+    /// only where a peer is set up anew, at a start. A peer that slept is, too; one that is to be kept alive does not.
     SteadyFromStart,
 }
 

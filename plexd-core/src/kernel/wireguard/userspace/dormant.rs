@@ -87,6 +87,7 @@ struct Past {
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     known: Known,
+    /// The pasts of those that have one. The others have been asleep ever since they were set.
     pasts: BTreeMap<PublicKey, Past>,
     has_sleepers: bool,
 }
@@ -95,6 +96,24 @@ impl Roster {
     /// Returns whether gotatun has no peers.
     pub(super) fn is_all_asleep(&self) -> bool {
         self.pasts.values().all(|past| past.rest == Rest::Asleep)
+    }
+
+    fn rest(&self, key: &PublicKey) -> Rest {
+        self.pasts.get(key).map_or(Rest::Asleep, |past| past.rest)
+    }
+
+    /// Returns where a peer is, as far as that is known here.
+    fn endpoint(&self, key: &PublicKey) -> Option<SocketAddr> {
+        match self.pasts.get(key) {
+            Some(past) => past.endpoint,
+            None => self.known.get(key)?.endpoint,
+        }
+    }
+
+    /// Returns the past of a known peer, which begins with it.
+    fn past(&mut self, key: &PublicKey, now: Instant) -> Option<(&mut Past, &PeerConfig)> {
+        let config = self.known.get(key)?;
+        Some((self.pasts.entry(*key).or_insert_with(|| Past::new(config.endpoint, now)), config))
     }
 
     /// Returns whether there is, or was, a peer that may sleep.
@@ -115,19 +134,18 @@ impl Roster {
 
     fn edit(&mut self, edit: Edit, now: Instant) -> Option<Edit> {
         match edit {
-            Edit::Add(config) => {
-                self.pasts.insert(config.public_key, Past::new(config.endpoint, now));
-                self.rouse(&config.public_key, now)
-            }
+            Edit::Add(config) => self.rouse(&config.public_key, now),
             Edit::Modify(modification) => {
-                let past = self.pasts.get_mut(&modification.public_key)?;
-                if let Member::Set(endpoint) = modification.endpoint {
-                    past.endpoint = Some(endpoint);
+                let key = modification.public_key;
+                if let (Some(past), Member::Set(endpoint)) =
+                    (self.pasts.get_mut(&key), &modification.endpoint)
+                {
+                    past.endpoint = Some(*endpoint);
                 }
-                if past.rest == Rest::Asleep {
-                    return self.rouse(&modification.public_key, now);
+                if self.rest(&key) == Rest::Asleep {
+                    return self.rouse(&key, now);
                 }
-                self.stays_awake(&modification.public_key);
+                self.stays_awake(&key);
                 Some(Edit::Modify(modification))
             }
             Edit::Remove(key) => {
@@ -143,7 +161,7 @@ impl Roster {
     }
 
     fn stays_awake(&mut self, key: &PublicKey) -> bool {
-        let endpoint = self.pasts.get(key).and_then(|past| past.endpoint);
+        let endpoint = self.endpoint(key);
         let stays = self.known.get(key).is_none_or(|config| stays_awake(config, endpoint));
         self.has_sleepers |= !stays;
         stays
@@ -153,11 +171,10 @@ impl Roster {
     pub(super) fn way(&self, destination: IpAddr) -> Way {
         // Nobody's is nobody's of those that gotatun knows either.
         let Some(key) = self.known.owner(destination) else { return Way::Open };
-        match self.pasts.get(key) {
-            Some(Past { rest: Rest::Drowsy, .. }) => Way::Wake(*key),
-            Some(Past { rest: Rest::Asleep, endpoint: Some(_), .. }) => Way::Wake(*key),
-            Some(Past { rest: Rest::Asleep, endpoint: None, .. }) => Way::Closed,
-            Some(Past { rest: Rest::Awake, .. }) | None => Way::Open,
+        match self.rest(key) {
+            Rest::Awake => Way::Open,
+            Rest::Asleep if self.endpoint(key).is_none() => Way::Closed,
+            Rest::Drowsy | Rest::Asleep => Way::Wake(*key),
         }
     }
 
@@ -165,18 +182,17 @@ impl Roster {
     /// allowed IP of the peers it knows, and would take the addresses of one that is asleep from a peer that has a network
     /// around them. Where the longest of all is that of a peer that is awake, it is the longest that gotatun knows as well.
     pub(super) fn may_send(&self, source: IpAddr) -> bool {
-        let past = self.known.owner(source).and_then(|key| self.pasts.get(key));
-        past.is_none_or(|past| past.rest != Rest::Asleep)
+        self.known.owner(source).is_none_or(|key| self.rest(key) != Rest::Asleep)
     }
 
     /// Returns whether somebody has this key, so that it is worth authenticating who calls with it.
     pub(super) fn contains(&self, key: &PublicKey) -> bool {
-        self.pasts.contains_key(key)
+        self.known.get(key).is_some()
     }
 
     /// Takes note of an authenticated initiation.
-    pub(super) fn call(&mut self, key: &PublicKey, stamp: Stamp) -> Call {
-        let Some(past) = self.pasts.get_mut(key).filter(|past| stamp > past.latest) else {
+    pub(super) fn call(&mut self, key: &PublicKey, stamp: Stamp, now: Instant) -> Call {
+        let Some((past, _)) = self.past(key, now).filter(|(past, _)| stamp > past.latest) else {
             return Call::Refused;
         };
         past.latest = stamp;
@@ -185,13 +201,12 @@ impl Roster {
 
     /// Wakes a peer, and returns how to add it to gotatun if it is to be.
     pub(super) fn wake(&mut self, key: &PublicKey, now: Instant) -> Option<PeerConfig> {
-        let past = self.pasts.get_mut(key)?;
+        let (past, config) = self.past(key, now)?;
         past.active = now;
         if std::mem::replace(&mut past.rest, Rest::Awake) != Rest::Asleep {
             return None;
         }
         past.counted = Counted::default();
-        let config = self.known.get(key)?;
         Some(PeerConfig { endpoint: past.endpoint, ..config.clone() })
     }
 
@@ -222,7 +237,7 @@ impl Roster {
         (was, past.rest) == (Rest::Drowsy, Rest::Drowsy)
     }
 
-    /// Takes a peer over from gotatun, as it is known there now, if it is as idle as it was when it became drowsy.
+    /// Takes a peer over from gotatun, as it was just seen there, if it is as idle as it was when it became drowsy.
     pub(super) fn fall_asleep(&mut self, key: &PublicKey, peer: &ObservedPeer) -> bool {
         let Some(past) = self.pasts.get_mut(key) else { return false };
         let counted = Counted::from(peer);
@@ -257,11 +272,11 @@ impl Roster {
             past.rest = if past.rest == Rest::Asleep { Rest::Awake } else { past.rest };
             past.complete(peer);
         }
-        for (key, past) in self.pasts.iter().filter(|(_, past)| past.rest == Rest::Asleep) {
-            let Some(config) = self.known.get(key) else { continue };
-            awake.insert(*key, past.asleep(config));
-        }
-        awake
+        let asleep = self.known.peers().filter(|(key, _)| self.rest(key) == Rest::Asleep);
+        let mut peers: BTreeMap<PublicKey, ObservedPeer> =
+            asleep.map(|(key, config)| (*key, asleep_peer(config, self.pasts.get(key)))).collect();
+        peers.append(&mut awake);
+        peers
     }
 }
 
@@ -297,17 +312,19 @@ impl Past {
             *known = time;
         }
     }
+}
 
-    fn asleep(&self, config: &PeerConfig) -> ObservedPeer {
-        ObservedPeer {
-            preshared_key: config.preshared_key.clone(),
-            endpoint: self.endpoint,
-            allowed_ips: config.allowed_ips.clone(),
-            persistent_keepalive: config.persistent_keepalive,
-            last_handshake: self.handshake,
-            rx_bytes: self.before.rx,
-            tx_bytes: self.before.tx,
-        }
+/// How a peer that is asleep is seen.
+fn asleep_peer(config: &PeerConfig, past: Option<&Past>) -> ObservedPeer {
+    let before = past.map(|past| past.before).unwrap_or_default();
+    ObservedPeer {
+        preshared_key: config.preshared_key.clone(),
+        endpoint: past.map_or(config.endpoint, |past| past.endpoint),
+        allowed_ips: config.allowed_ips.clone(),
+        persistent_keepalive: config.persistent_keepalive,
+        last_handshake: past.and_then(|past| past.handshake),
+        rx_bytes: before.rx,
+        tx_bytes: before.tx,
     }
 }
 

@@ -133,7 +133,7 @@ impl Gate {
             return Call::Refused;
         }
         let Some(stamp) = responder.stamp(&caller, initiation) else { return Call::Refused };
-        self.lock().call(&caller.public_key, stamp)
+        self.lock().call(&caller.public_key, stamp, Instant::now())
     }
 
     /// Wakes a peer; one that is awake stays so, one that is gone stays gone. May be dropped while it waits: then nothing

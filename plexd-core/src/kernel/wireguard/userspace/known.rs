@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::owners::Owners;
 use crate::kernel::{ObservedPeer, PeerChange, PeerConfig};
-use crate::types::{PresharedKey, PublicKey};
+use crate::types::{AllowedIps, PresharedKey, PublicKey};
 
 /// One edit of the device.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ pub(super) struct Modification {
     pub(super) public_key: PublicKey,
     pub(super) preshared_key: Member<Option<PresharedKey>>,
     pub(super) endpoint: Member<SocketAddr>,
-    pub(super) allowed_ips: Member<BTreeSet<IpNet>>,
+    pub(super) allowed_ips: Member<AllowedIps>,
     pub(super) persistent_keepalive: Member<Option<NonZeroU16>>,
 }
 
@@ -74,6 +74,11 @@ impl Known {
     /// Returns how a peer was set.
     pub(super) fn get(&self, key: &PublicKey) -> Option<&PeerConfig> {
         self.peers.get(key)
+    }
+
+    /// Returns all peers as they were set.
+    pub(super) fn peers(&self) -> impl Iterator<Item = (&PublicKey, &PeerConfig)> {
+        self.peers.iter()
     }
 
     /// Returns the peer to which an address belongs.
@@ -117,7 +122,9 @@ impl Known {
             PeerChange::Remove(public_key) => self.remove(public_key).into_iter().collect(),
             PeerChange::Set(config) => {
                 let mut config = config.clone();
-                config.allowed_ips = config.allowed_ips.iter().map(IpNet::trunc).collect();
+                if config.allowed_ips.iter().any(|net| *net != net.trunc()) {
+                    config.allowed_ips = config.allowed_ips.iter().map(IpNet::trunc).collect();
+                }
                 let mut edits = self.take_over(&config);
                 edits.extend(self.set(config));
                 edits
@@ -142,7 +149,7 @@ impl Known {
             if owner != config.public_key
                 && let Some(loser) = self.peers.get_mut(&owner)
             {
-                loser.allowed_ips.remove(allowed_ip);
+                loser.allowed_ips.retain(|kept| kept != allowed_ip);
                 losers.insert(owner);
             }
         }
@@ -155,10 +162,12 @@ impl Known {
     }
 
     fn set(&mut self, config: PeerConfig) -> Option<Edit> {
-        let Some(known) = self.peers.insert(config.public_key, config.clone()) else {
-            return Some(Edit::Add(config));
-        };
-        for dropped in known.allowed_ips.difference(&config.allowed_ips) {
+        let known = self.peers.insert(config.public_key, config.clone());
+        let Some(known) = known else { return Some(Edit::Add(config)) };
+        if let (None, Some(peer)) = (config.endpoint, self.peers.get_mut(&config.public_key)) {
+            peer.endpoint = known.endpoint;
+        }
+        for dropped in known.allowed_ips.iter().filter(|net| !config.allowed_ips.contains(net)) {
             self.owners.remove(dropped, &config.public_key);
         }
         let modification = Modification {
@@ -184,7 +193,7 @@ mod tests {
         PublicKey::from_bytes([byte; 32])
     }
 
-    fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+    fn nets(texts: &[&str]) -> AllowedIps {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 

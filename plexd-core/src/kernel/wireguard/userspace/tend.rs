@@ -15,7 +15,10 @@ use crate::kernel::ObservedPeer;
 use crate::types::PublicKey;
 
 /// Peers put to sleep at a time: packets wait meanwhile, and removing one is work that grows with all that are awake.
-const TIRED: usize = 16;
+const TIRED_AT_ONCE: usize = 16;
+
+/// Peers put to sleep in one look, for the same reason.
+const TIRED: usize = 256;
 
 impl Shared {
     /// Looks after all peers, once.
@@ -24,13 +27,16 @@ impl Shared {
         let (missing, tired) = running
             .device
             .read(async |device| {
-                let awake = observed(device.peers().await);
+                let mut awake = observed(device.peers().await);
                 let now = Instant::now();
-                (without_session(&awake), running.gate.roster(|roster| roster.look(&awake, now, self.idle)))
+                let tired = running.gate.roster(|roster| roster.look(&awake, now, self.idle));
+                let missing = without_session(&awake);
+                let take = |key: PublicKey| Some((key, awake.remove(&key)?));
+                (missing, tired.into_iter().take(TIRED).filter_map(take).collect::<Vec<_>>())
             })
             .await;
         self.initiate(&missing).await;
-        for tired in tired.chunks(TIRED) {
+        for tired in tired.chunks(TIRED_AT_ONCE) {
             let _changing = self.changing.lock().await;
             put_to_sleep(&running, tired).await;
             tokio::task::yield_now().await;
@@ -51,19 +57,16 @@ impl Shared {
     }
 }
 
-/// Takes those of `tired` out of gotatun that are idle still.
-async fn put_to_sleep(Running { device, gate }: &Running, tired: &[PublicKey]) {
+/// Takes those of `tired`, as they were just seen, out of gotatun that are drowsy still. Nothing reaches gotatun for one of
+/// them without waking it first, and without a session gotatun does nothing by itself.
+async fn put_to_sleep(Running { device, gate }: &Running, tired: &[(PublicKey, ObservedPeer)]) {
     let written = device
         .write(async |device: &mut DeviceWrite<'_, Transports>| {
-            let awake = observed(device.peers().await);
-            let asleep: Vec<PublicKey> = gate.roster(|roster| {
-                let falls =
-                    |key: &&PublicKey| awake.get(key).is_some_and(|peer| roster.fall_asleep(key, peer));
-                tired.iter().filter(falls).copied().collect()
-            });
-            for key in asleep {
-                device.remove_peer(&x25519::PublicKey::from(*key.as_bytes())).await;
-                tracing::debug!(peer = %key, "peer asleep");
+            for (key, peer) in tired {
+                if gate.roster(|roster| roster.fall_asleep(key, peer)) {
+                    device.remove_peer(&x25519::PublicKey::from(*key.as_bytes())).await;
+                    tracing::debug!(peer = %key, "peer asleep");
+                }
             }
         })
         .await;
