@@ -18,7 +18,7 @@ use super::known::{Edit, Known, Member};
 use crate::kernel::{ObservedPeer, PeerChange, PeerConfig};
 use crate::types::PublicKey;
 
-/// How long a peer has to be silent before it may sleep: a session ends 180 s after its handshake (REJECT_AFTER_TIME of
+/// How long a peer has to be silent before it may sleep: a session ends 180 s after its handshake (`REJECT_AFTER_TIME` of
 /// the WireGuard paper, section 6.1) and an attempt at one after 90 s, so that then gotatun has neither a session nor a
 /// packet of it, and waking it costs no handshake that would not have been made anyway.
 pub(super) const IDLE: Duration = Duration::from_mins(3);

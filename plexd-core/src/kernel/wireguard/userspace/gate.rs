@@ -110,9 +110,9 @@ impl Gate {
         if passed.0 == Some(now) {
             return true;
         }
-        let passes = ask(&self.lock());
-        passed.0 = passes.then_some(now);
-        passes
+        let may = ask(&self.lock());
+        passed.0 = may.then_some(now);
+        may
     }
 
     /// Returns whether initiations are to be looked at.

@@ -147,7 +147,7 @@ fn open<const PLAIN: usize>(key: &Block, hash: &Block, sealed: &[u8]) -> Option<
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use std::sync::Arc;
 
     use gotatun::noise::Tunn;
@@ -158,17 +158,17 @@ pub(super) mod tests {
     use super::*;
 
     /// Somebody who calls, by gotatun.
-    pub(in super::super) struct Client(Tunn);
+    struct Client(Tunn);
 
     impl Client {
-        pub(in super::super) fn new(from: &PrivateKey, to: PublicKey) -> Self {
+        fn new(from: &PrivateKey, to: PublicKey) -> Self {
             let limiter = RateLimiter::new(&x25519::PublicKey::from(*from.public().as_bytes()), 1_000);
             let (from, to) = (*from.as_bytes(), *to.as_bytes());
             let table = IndexTable::from_os_rng();
             Self(Tunn::new(from.into(), to.into(), None, None, table, Arc::new(limiter)))
         }
 
-        pub(in super::super) fn call(&mut self) -> Vec<u8> {
+        fn call(&mut self) -> Vec<u8> {
             self.0.format_handshake_initiation(true).unwrap().into_bytes().to_vec()
         }
     }
@@ -187,29 +187,29 @@ pub(super) mod tests {
 
     #[test]
     fn an_initiation_tells_who_calls_and_when() {
-        let (caller, called) = keys();
-        let responder = Responder::new(&called);
-        let mut client = Client::new(&caller, called.public());
+        let (own, other) = keys();
+        let responder = Responder::new(&other);
+        let mut client = Client::new(&own, other.public());
         let (first, second) = (client.call(), client.call());
         let (who, earlier) = read(&responder, &first).unwrap();
-        assert_eq!(who, caller.public());
+        assert_eq!(who, own.public());
         assert_eq!(read(&responder, &first), Some((who, earlier)));
         assert!(read(&responder, &second).unwrap().1 > earlier && earlier > Stamp::default());
     }
 
     #[test]
     fn one_that_is_meant_for_somebody_else_is_seen_without_a_key_exchange() {
-        let (caller, called) = keys();
-        let initiation = Client::new(&caller, caller.public()).call();
-        assert!(!Responder::new(&called).is_meant(&initiation));
-        assert!(Responder::new(&caller).is_meant(&initiation));
+        let (own, other) = keys();
+        let initiation = Client::new(&own, own.public()).call();
+        assert!(!Responder::new(&other).is_meant(&initiation));
+        assert!(Responder::new(&own).is_meant(&initiation));
     }
 
     #[test]
     fn a_changed_bit_anywhere_before_the_second_mac_is_noticed() {
-        let (caller, called) = keys();
-        let responder = Responder::new(&called);
-        let initiation = Client::new(&caller, called.public()).call();
+        let (own, other) = keys();
+        let responder = Responder::new(&other);
+        let initiation = Client::new(&own, other.public()).call();
         for at in 0..MAC1.end {
             let mut changed = initiation.clone();
             changed[at] ^= 1;
