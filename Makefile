@@ -11,7 +11,7 @@ IN_VM = $(AS_ROOT) env "PATH=$$PATH"
 
 .DEFAULT_GOAL := help
 .PHONY: help dependencies dependencies-vm build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet \
-    dependencies-bench bench-mesh
+    dependencies-bench bench-mesh bench-policy
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -96,3 +96,8 @@ bench-mesh: dependencies-bench dependencies-vm ## what a mesh of 1, 10, 1,000 an
 	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-mesh
 	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-throughput
 	$(IN_VM) PLEXD_BIN_DIR=$(abspath $(PROGRAMS:debug=release)) tests/vm/bench-mesh
+
+bench-policy: dependencies-vm ## what policy costs a packet, what passes while it changes and core restarts, and how soon a flushed table is back
+	$(CARGO) build --locked --release --bins --package plexd-core --package plexd-ctl --package plexd-devcp --package plexd-e2e
+	$(AS_ROOT) $(PROGRAMS:debug=release)/plexd-bench-policy
+	$(IN_VM) tests/vm/bench-policy

@@ -33,7 +33,7 @@ use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
 use crate::kernel::wireguard::{self, Prepared};
 use crate::node_state::{self, ApiToken, NodeStateService, SecretReader, SecretRules, Sidecar};
-use crate::reconcile::{Kernel, Mesh, Reconciler, Wiring};
+use crate::reconcile::{Kernel, KernelChange, Mesh, Reconciler, Wiring};
 use crate::reports::{ReportSync, Reports};
 use crate::state::State;
 use crate::status::{Board, Subsystem};
@@ -187,7 +187,7 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         board: board.clone(),
     };
     let (mesh, reconciler) = Reconciler::new(Arc::clone(&config), kernel, reason, wiring);
-    let mut reconciler = reconciler.keeping_outside(client.addresses());
+    let mut reconciler = reconciler.keeping_outside(client.addresses()).telling(opened.state.clone());
     finish_departure(opened.unfinished.as_ref(), &mut reconciler, &board).await;
     reconciler.start().await;
     keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), backend));
@@ -336,7 +336,7 @@ fn open_kernel(
     config: &Config,
     supervisor: &mut Supervisor,
     prepared: Prepared,
-) -> anyhow::Result<(Kernel, String, mpsc::Receiver<()>)> {
+) -> anyhow::Result<(Kernel, String, mpsc::Receiver<KernelChange>)> {
     let shutdown = supervisor.shutdown();
     let chosen = prepared.start()?;
     tracing::info!(backend = %chosen.backend, reason = chosen.reason, "WireGuard chosen");
@@ -359,13 +359,15 @@ fn open_kernel(
     supervisor.spawn("kernel_changes", async move {
         loop {
             // Cancel safe: both say so of themselves.
-            tokio::select! {
+            let change = tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
-                told = monitor.changed() => told.context("cannot listen to nftables")?,
-                told = links.changed() => told.context("cannot listen to the kernel's links")?,
-            }
+                told = monitor.changed() => told.map(|()| KernelChange::Policy).context("cannot listen to nftables")?,
+                told = links.changed() => {
+                    told.map(|()| KernelChange::Links).context("cannot listen to the kernel's links")?
+                }
+            };
             // Full: a notification waits already. Closed: the process is stopping.
-            let _ = tell.try_send(());
+            let _ = tell.try_send(change);
         }
     });
     let kernel = Kernel { wireguard: chosen.wireguard, network, firewall: Arc::new(firewall) };

@@ -77,11 +77,17 @@ pub(crate) enum Command {
         plexd-ctl ping 10.100.0.2 -c 10 -i 0.2\n  plexd-ctl ping n_7c9e --json | jq .rtt_us.avg"
     )]
     Ping(Ping),
-    /// List the policies in force, with their rules and counters
+    /// List the policies in force, with their rules and counters; say what they do, and test them
     #[command(
-        after_help = "Examples:\n  plexd-ctl policies\n  plexd-ctl policies -o json | jq .denied_packets"
+        after_help = "Without a subcommand the policies are listed. A rule that can never match is marked: earlier rules \
+        decide all that it matches, or it matches nobody.\n\nExamples:\n  plexd-ctl policies\n  \
+        plexd-ctl policies -o json | jq .denied_packets\n  \
+        plexd-ctl policies explain --src n_a --dst n_b --proto tcp --port 443"
     )]
-    Policies,
+    Policies {
+        #[command(subcommand)]
+        command: Option<Policies>,
+    },
     /// Enrol the node with a one-time token
     #[command(
         after_help = "The token is asked for without echo, or read from standard input if that is not a \
@@ -102,6 +108,69 @@ pub(crate) enum Command {
         plexd-ctl events -n 1000 --json | jq -r 'select(.outcome == \"rejected\") | .reason'"
     )]
     Events(Events),
+}
+
+/// What to do with the policies.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Policies {
+    /// Say what the policy in force decides on a connection, by which rule, and why on this node
+    #[command(
+        after_help = "A node id stands for the node's mesh address. Without --port or --proto the answer may depend on them; \
+        it then names the rules. The exit code is 0 whatever the answer is.\n\nExamples:\n  \
+        plexd-ctl policies explain --src n_a --dst n_b --proto tcp --port 443\n  \
+        plexd-ctl policies explain --src 10.100.0.2 --dst 10.7.0.9 --proto icmp\n  \
+        plexd-ctl policies explain --src n_a --dst n_b --json | jq -r .verdict"
+    )]
+    Explain(Explain),
+    /// Hold the policy in force against a file of expectations
+    #[command(
+        after_help = "One expectation per line, as `allow` or `deny`, a protocol (tcp, udp, icmp or a number; none is any), \
+        the source, `->`, the destination with a port (of tcp and udp; none is any). Ends are node ids or addresses; an IPv6 \
+        address stands in brackets before a port. What follows a `#` is a comment; 10,000 lines are possible.\n\n  \
+        # who may reach the web server\n  allow tcp n_a -> n_web:443\n  deny  tcp n_a -> n_web:22\n  \
+        deny  n_guest -> n_web              # whatever the protocol and port\n  \
+        allow udp fd00::1 -> [fd00::2]:53\n\nEach expectation that fails is told with the rule that decides. The exit code \
+        is 0 if all hold, 1 if some fail, 2 if the file is wrong; a pipeline needs no more.\n\nExamples:\n  \
+        plexd-ctl policies test expectations.txt\n  generate-expectations | plexd-ctl policies test -"
+    )]
+    Test(Test),
+    /// Print the table of the policy in force as text that `nft -f` loads
+    #[command(
+        after_help = "Each entry is followed by the rule it is for. Its lines are nft's; with JSON they are one value, \
+        `text`.\n\nExamples:\n  plexd-ctl policies export > plexd.nft\n  plexd-ctl policies export | nft -c -f -"
+    )]
+    Export,
+}
+
+/// Arguments of `policies explain`.
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// Who opens the connection: a node id or an address
+    #[arg(long, value_name = "WHO")]
+    pub(crate) src: String,
+    /// To whom: a node id or an address
+    #[arg(long, value_name = "WHO")]
+    pub(crate) dst: String,
+    /// tcp, udp, icmp or a number from 0 to 255; none is any
+    #[arg(long, value_name = "PROTOCOL", value_parser = protocol)]
+    pub(crate) proto: Option<String>,
+    /// Destination port, of tcp or udp; none is any
+    #[arg(long, value_name = "PORT", requires = "proto", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+}
+
+/// Arguments of `policies test`.
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// The file of expectations; `-` is standard input
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+}
+
+/// Takes the name or the number of a protocol, as plexd-core does.
+pub(crate) fn protocol(text: &str) -> Result<String, &'static str> {
+    let is_known = ["tcp", "udp", "icmp"].contains(&text) || text.parse::<u8>().is_ok();
+    if is_known { Ok(text.to_owned()) } else { Err("must be tcp, udp, icmp or a number from 0 to 255") }
 }
 
 /// Arguments of `join`.
@@ -219,6 +288,35 @@ mod tests {
         {
             assert_eq!(ping(&refused), None, "{refused:?}");
         }
+    }
+
+    #[test]
+    fn policies_are_listed_unless_something_else_is_asked() {
+        let parse = |more: &[&str]| {
+            let parsed = Cli::try_parse_from([&["plexd-ctl", "policies"], more].concat()).ok()?;
+            let Command::Policies { command } = parsed.command else { return None };
+            Some(command)
+        };
+        assert!(matches!(parse(&[]), Some(None)));
+        assert!(matches!(parse(&["export"]), Some(Some(Policies::Export))));
+        assert!(matches!(parse(&["test", "-"]), Some(Some(Policies::Test(_)))));
+        let ends = ["explain", "--src", "n_a", "--dst", "n_b"];
+        let explain =
+            |more: &[&str]| matches!(parse(&[&ends, more].concat()), Some(Some(Policies::Explain(_))));
+        for good in
+            [&[][..], &["--proto", "icmp"], &["--proto", "47"], &["--proto", "tcp", "--port", "65535"]]
+        {
+            assert!(explain(good), "{good:?}");
+        }
+        for bad in [
+            &["--port", "443"][..],
+            &["--proto", "sctp"],
+            &["--proto", "256"],
+            &["--proto", "tcp", "--port", "0"],
+        ] {
+            assert!(!explain(bad), "{bad:?}");
+        }
+        assert!(parse(&["explain", "--src", "n_a"]).is_none() && parse(&["test"]).is_none());
     }
 
     #[test]

@@ -11,9 +11,10 @@ use std::time::Duration;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, getgroups};
 use plexd_proto::admin::v1::admin_client::AdminClient;
 use plexd_proto::admin::v1::{
-    DeregisterRequest, DeregisterResponse, JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse,
+    DeregisterRequest, DeregisterResponse, ExplainPolicyRequest, ExplainPolicyResponse, ExportPolicyRequest,
+    ExportPolicyResponse, JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse,
     ListPoliciesRequest, ListPoliciesResponse, PingRequest, PingResponse, StatusRequest, StatusResponse,
-    WatchEventsRequest, WatchEventsResponse, ping_response,
+    TestPolicyRequest, TestPolicyResponse, WatchEventsRequest, WatchEventsResponse, ping_response,
 };
 use plexd_proto::transport;
 use tonic::transport::Channel;
@@ -24,6 +25,9 @@ use crate::failure::Failure;
 
 /// How long a call that waits for nothing may take.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// How long thousands of expectations, or a table of as many entries, may take.
+const LONG_ANSWER: Duration = Duration::from_secs(30);
 
 /// How long enrolment may take: connecting (10 s), registering (30 s) and a few retries.
 const ENROLMENT: Duration = Duration::from_secs(90);
@@ -66,6 +70,25 @@ impl Client {
         answer(&self.socket, ANSWER, self.admin.list_policies(ListPoliciesRequest {})).await
     }
 
+    /// Asks what policy says of a connection.
+    pub(crate) async fn explain(
+        mut self,
+        request: ExplainPolicyRequest,
+    ) -> Result<ExplainPolicyResponse, Failure> {
+        answer(&self.socket, ANSWER, self.admin.explain_policy(request)).await
+    }
+
+    /// Asks whether policy says what is expected.
+    pub(crate) async fn test(mut self, request: TestPolicyRequest) -> Result<TestPolicyResponse, Failure> {
+        answer(&self.socket, LONG_ANSWER, self.admin.test_policy(request)).await
+    }
+
+    /// Asks for the table as text.
+    pub(crate) async fn export(mut self) -> Result<Pieces, Failure> {
+        let stream = answer(&self.socket, ANSWER, self.admin.export_policy(ExportPolicyRequest {})).await?;
+        Ok(Pieces { socket: self.socket, stream })
+    }
+
     /// Enrols the node.
     pub(crate) async fn join(mut self, token: &Zeroizing<String>) -> Result<JoinResponse, Failure> {
         let request = JoinRequest { token: token.as_str().into() };
@@ -91,6 +114,24 @@ impl Client {
         let stream = answer(&self.socket, ANSWER, self.admin.ping(request)).await?;
         // Core waits 2 s for an answer, and sends the next echo after that.
         Ok(Echoes { socket: self.socket, stream, deadline: interval + ANSWER })
+    }
+}
+
+/// A text, piece by piece.
+#[derive(Debug)]
+pub(crate) struct Pieces {
+    socket: PathBuf,
+    stream: Streaming<ExportPolicyResponse>,
+}
+
+impl Pieces {
+    /// Returns the next piece; `None` when there is no more.
+    pub(crate) async fn next(&mut self) -> Result<Option<String>, Failure> {
+        match tokio::time::timeout(LONG_ANSWER, self.stream.message()).await {
+            Ok(Ok(response)) => Ok(response.map(|response| response.text)),
+            Ok(Err(status)) => Err(failure(&self.socket, &status)),
+            Err(_) => Err(silent(&self.socket, LONG_ANSWER)),
+        }
     }
 }
 

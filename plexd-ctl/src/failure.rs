@@ -57,6 +57,22 @@ pub(crate) enum Failure {
         /// Why, and what to do.
         reason: String,
     },
+    /// A file of the caller's makes no sense.
+    #[error("{file}: {reason}")]
+    File {
+        /// The file.
+        file: String,
+        /// What is wrong with it, and where.
+        reason: String,
+    },
+    /// The policy is not what is expected of it.
+    #[error("{failed} of {checked} expectations failed")]
+    Expectations {
+        /// How many.
+        failed: u32,
+        /// Of how many.
+        checked: u32,
+    },
     /// There is no usable token.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -96,12 +112,13 @@ impl Failure {
             Self::AlreadyEnrolled(_)
             | Self::Core(_)
             | Self::NoAnswer { .. }
+            | Self::Expectations { .. }
             | Self::Token(_)
             | Self::TokenFileKept { .. }
             | Self::TokenFileKeptUntold { .. }
             | Self::Remains(_)
             | Self::Local { .. } => 1,
-            Self::Usage(_) => USAGE,
+            Self::Usage(_) | Self::File { .. } => USAGE,
             Self::NotEnrolled(_) => 3,
             Self::Unreachable { .. } => 4,
             Self::Forbidden { .. } | Self::Refused { .. } => 5,

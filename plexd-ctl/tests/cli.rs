@@ -13,10 +13,12 @@ use std::sync::mpsc;
 
 use plexd_proto::admin::v1::admin_server::{Admin, AdminServer};
 use plexd_proto::admin::v1::{
-    DeregisterRequest, DeregisterResponse, Enrolment, Event, EventOutcome, Farewell, Health, Identity,
-    JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse, ListPoliciesRequest,
+    DeregisterRequest, DeregisterResponse, Enrolment, Event, EventOutcome, ExplainPolicyRequest,
+    ExplainPolicyResponse, ExportPolicyRequest, ExportPolicyResponse, FailedExpectation, Farewell, FlowEnd,
+    Health, Identity, JoinRequest, JoinResponse, ListPeersRequest, ListPeersResponse, ListPoliciesRequest,
     ListPoliciesResponse, Peer, PingEcho, PingEnd, PingRequest, PingResponse, PingStart, Policy, PolicyRule,
-    PolicyState, StatusRequest, StatusResponse, WatchEventsRequest, WatchEventsResponse,
+    PolicyState, StatusRequest, StatusResponse, TestPolicyRequest, TestPolicyResponse, Verdict,
+    WatchEventsRequest, WatchEventsResponse,
 };
 use plexd_proto::admin::v1::{EchoOutcome, ping_response::Part};
 use plexd_proto::transport::{Incoming, SocketOwner, bind};
@@ -72,6 +74,53 @@ impl Admin for FakeCore {
         let state = PolicyState { enabled: true, ..PolicyState::default() };
         let (denied_packets, invalid_packets) = (Some(7), Some(0));
         self.answer(ListPoliciesResponse { state: Some(state), policies, denied_packets, invalid_packets })
+    }
+
+    /// Denies everything by default, and shows what was asked in the addresses.
+    async fn explain_policy(
+        &self,
+        request: Request<ExplainPolicyRequest>,
+    ) -> Result<Response<ExplainPolicyResponse>, Status> {
+        let flow = request.into_inner().flow.unwrap();
+        let end = |address| Some(FlowEnd { address, node: String::new() });
+        let mut response = ExplainPolicyResponse {
+            source: end(flow.source),
+            destination: end(format!("{} {} {}", flow.destination, flow.protocol, flow.port)),
+            ..ExplainPolicyResponse::default()
+        };
+        response.set_verdict(Verdict::Deny);
+        self.answer(response)
+    }
+
+    /// Denies everything.
+    async fn test_policy(
+        &self,
+        request: Request<TestPolicyRequest>,
+    ) -> Result<Response<TestPolicyResponse>, Status> {
+        let expectations = request.into_inner().expectations;
+        let failed = (0..).zip(&expectations).filter(|(_, expected)| expected.verdict() != Verdict::Deny);
+        let failed = failed.map(|(index, _)| FailedExpectation {
+            index,
+            verdict: Verdict::Deny.into(),
+            ..FailedExpectation::default()
+        });
+        let checked = u32::try_from(expectations.len()).unwrap();
+        self.answer(TestPolicyResponse { checked, failed: failed.collect(), state: None })
+    }
+
+    type ExportPolicyStream = Pin<Box<dyn Stream<Item = Result<ExportPolicyResponse, Status>> + Send>>;
+
+    /// Two pieces; of the node that is enrolled already the text breaks off.
+    async fn export_policy(
+        &self,
+        _request: Request<ExportPolicyRequest>,
+    ) -> Result<Response<Self::ExportPolicyStream>, Status> {
+        let piece = |text: String| Ok(ExportPolicyResponse { text });
+        let mut pieces = vec![piece("# a table\n".to_owned()), piece("# more\n".repeat(10))];
+        if self.enrolled {
+            pieces.push(Err(Status::unavailable("plexd-core is stopping")));
+        }
+        self.answer(Box::pin(tokio_stream::iter(pieces)))
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
@@ -485,6 +534,69 @@ fn a_ping_is_0_with_an_answer_and_1_with_none_and_says_why() {
     let core = Core::start(Some(Status::failed_precondition("this node is not enrolled")));
     assert_eq!(core.ctl(&["ping", "n-b"]).error(3), "this node is not enrolled");
     assert_eq!(core.ctl(&["ping", "n-b", "-c", "101"]).code, 2);
+}
+
+#[test]
+fn an_explanation_is_0_whatever_the_answer_is() {
+    let core = Core::start(None);
+    let explain = |more: &[&str]| {
+        core.ctl(&[&["policies", "explain", "--src", "n-a", "--dst", "10.0.0.2"], more].concat())
+    };
+    let answer = explain(&["--proto", "tcp", "--port", "443"]);
+    assert_eq!(answer.code, 0, "{answer:?}");
+    assert!(answer.stdout.contains("n-a (n-a) -> 10.0.0.2 tcp 443, tcp port 443;"), "{answer:?}");
+    assert!(answer.stdout.contains("\ndeny: no rule matches"), "{answer:?}");
+    let json = explain(&["--json"]).json();
+    assert_eq!((&json["verdict"], &json["protocol"]), (&"deny".into(), &serde_json::Value::Null));
+    let wrong = "--port needs a protocol that has ports: --proto tcp or --proto udp";
+    assert_eq!(explain(&["--proto", "icmp", "--port", "1"]).error(2), wrong);
+    assert_eq!(explain(&["--port", "1"]).code, 2);
+    let core = Core::start(Some(Status::not_found("there is no node n-a now")));
+    let answer = core.ctl(&["policies", "explain", "--src", "n-a", "--dst", "n-b"]);
+    assert_eq!(answer.error(1), "plexd-core: there is no node n-a now");
+}
+
+#[test]
+fn expectations_are_0_if_all_hold_1_if_some_fail_and_2_if_the_file_is_wrong() {
+    let core = Core::start(None);
+    let file = core.folder.path().join("expectations");
+    let path = file.to_str().unwrap();
+    let test = |text: &str| {
+        fs::write(&file, text).unwrap();
+        core.ctl(&["policies", "test", path])
+    };
+    let answer = test("# nothing passes\ndeny n-a -> n-b\ndeny tcp n-a -> n-b:22\n");
+    assert_eq!((answer.code, answer.stdout.as_str()), (0, "2 expectations, all hold\n"), "{answer:?}");
+    let answer = test("deny n-a -> n-b\n\nallow tcp n-a -> n-b:22  # ssh\n");
+    let failed = "line 3: allow tcp n-a -> n-b:22: it is denied, by the default\n2 expectations, 1 failed\n";
+    assert_eq!((answer.code, answer.stdout.as_str()), (1, failed), "{answer:?}");
+    assert_eq!(answer.stderr, "plexd-ctl: 1 of 2 expectations failed\n");
+    let answer = test("deny n-a -> n-b\nallow tcp n-a n-b\n");
+    assert!(answer.error(2).starts_with(&format!("{path}: line 2: ")), "{answer:?}");
+    let answer = test("# all of it is a comment\n");
+    assert!(answer.error(2).contains("there is no expectation in it"), "{answer:?}");
+    let answer = core.ctl(&["policies", "test", "/nowhere"]);
+    assert!(answer.error(2).starts_with("/nowhere: No such file"), "{answer:?}");
+
+    let mut command = ctl(&core.socket(), &["policies", "test", "-", "--json"]);
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"allow n-a -> n-b").unwrap();
+    let answer = Answer::from(child.wait_with_output().unwrap());
+    let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    assert_eq!((answer.code, &json["failures"][0]["line"]), (1, &1.into()), "{answer:?}");
+}
+
+#[test]
+fn an_export_is_the_whole_text_or_a_failure() {
+    let core = Core::start(None);
+    let text = format!("# a table\n{}", "# more\n".repeat(10));
+    assert_eq!(core.ctl(&["policies", "export"]).stdout, text);
+    assert_eq!(core.ctl(&["policies", "export", "--json"]).json()["text"], text);
+    let core = Core::start_enrolled();
+    let answer = core.ctl(&["policies", "export"]);
+    assert_eq!((answer.code, answer.stderr.as_str()), (1, "plexd-ctl: plexd-core: plexd-core is stopping\n"));
+    assert_eq!(core.ctl(&["policies", "export", "--json"]).error(1), "plexd-core: plexd-core is stopping");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod events;
 mod leave;
 mod peers;
 mod ping;
+mod policies;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +22,7 @@ use tonic::{Request, Response, Status};
 use crate::config::Config;
 use crate::control::batch;
 use crate::identity::{CurrentIdentity, JoinError, JoinRequests, LeaveRequests, Token};
-use crate::kernel::Counters;
-use crate::policy::{self, Action, Rule as PolicyRule, Service};
+use crate::policy;
 use crate::reconcile::{Mesh, MeshStatus};
 use crate::reports::Counts;
 use crate::state::Desired;
@@ -53,6 +53,9 @@ pub const RULES: &[Rule<Who>] = &[
     Rule { rpc: "/plexd.admin.v1.Admin/Status", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/ListPeers", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/ListPolicies", who: Who::Administrator },
+    Rule { rpc: "/plexd.admin.v1.Admin/ExplainPolicy", who: Who::Administrator },
+    Rule { rpc: "/plexd.admin.v1.Admin/TestPolicy", who: Who::Administrator },
+    Rule { rpc: "/plexd.admin.v1.Admin/ExportPolicy", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/Join", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/Deregister", who: Who::Administrator },
     Rule { rpc: "/plexd.admin.v1.Admin/WatchEvents", who: Who::Administrator },
@@ -115,13 +118,16 @@ pub struct AdminService {
     started: Instant,
     streams: Arc<Semaphore>,
     pings: Arc<Semaphore>,
+    questions: Arc<Semaphore>,
+    exports: Arc<Semaphore>,
 }
 
 impl AdminService {
     /// Creates the service.
     pub fn new(sources: Sources) -> Self {
-        let [streams, pings] = [MAX_STREAMS, MAX_PINGS].map(|most| Arc::new(Semaphore::new(most)));
-        Self { sources, started: Instant::now(), streams, pings }
+        let most = [MAX_STREAMS, MAX_PINGS, policies::MAX_QUESTIONS, policies::MAX_EXPORTS];
+        let [streams, pings, questions, exports] = most.map(|most| Arc::new(Semaphore::new(most)));
+        Self { sources, started: Instant::now(), streams, pings, questions, exports }
     }
 
     fn identity(&self) -> v1::Identity {
@@ -226,6 +232,7 @@ impl AdminService {
 impl Admin for AdminService {
     type WatchEventsStream = events::EventStream;
     type PingStream = ping::PingStream;
+    type ExportPolicyStream = policies::ExportStream;
 
     async fn status(&self, _: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>, Status> {
         let mesh = self.sources.mesh_status().await;
@@ -277,31 +284,28 @@ impl Admin for AdminService {
         &self,
         _: Request<v1::ListPoliciesRequest>,
     ) -> Result<Response<v1::ListPoliciesResponse>, Status> {
-        let mesh = self
-            .sources
-            .mesh_status()
-            .await
-            .ok_or_else(|| Status::unavailable("the mesh does not answer"))?;
-        let counters = tokio::time::timeout(MESH_DEADLINE, self.sources.mesh.counters()).await.ok().flatten();
-        let mut position = 0;
-        let policies = mesh.policies.policies.iter().map(|policy| v1::Policy {
-            id: policy.id.clone(),
-            rules: policy
-                .rules
-                .iter()
-                .map(|rule| {
-                    let packets = counters.as_ref().map(|counters| packets_of(counters, position));
-                    position += 1;
-                    policy_rule(rule, packets)
-                })
-                .collect(),
-        });
-        Ok(Response::new(v1::ListPoliciesResponse {
-            policies: policies.collect(),
-            state: Some(self.policy_state(&mesh.policies, mesh.refused.as_deref())),
-            denied_packets: packets_named(counters.as_ref(), "denied"),
-            invalid_packets: packets_named(counters.as_ref(), "invalid"),
-        }))
+        self.answer_list().await.map(Response::new)
+    }
+
+    async fn explain_policy(
+        &self,
+        request: Request<v1::ExplainPolicyRequest>,
+    ) -> Result<Response<v1::ExplainPolicyResponse>, Status> {
+        self.answer_explain(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn test_policy(
+        &self,
+        request: Request<v1::TestPolicyRequest>,
+    ) -> Result<Response<v1::TestPolicyResponse>, Status> {
+        self.answer_test(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn export_policy(
+        &self,
+        _: Request<v1::ExportPolicyRequest>,
+    ) -> Result<Response<Self::ExportPolicyStream>, Status> {
+        self.answer_export().await.map(Response::new)
     }
 
     async fn join(&self, request: Request<v1::JoinRequest>) -> Result<Response<v1::JoinResponse>, Status> {
@@ -359,35 +363,6 @@ fn uploads(counts: &BTreeMap<&'static str, batch::Counts>) -> Vec<v1::Upload> {
         refused: counts.refused,
     };
     counts.iter().map(upload).collect()
-}
-
-/// Packets that the counter `name` has seen; `None` if it cannot be read.
-fn packets_named(counters: Option<&Counters>, name: &str) -> Option<u64> {
-    counters?.named.get(name).map(|count| count.packets)
-}
-
-/// Packets that a rule decided; one that decided none yet may be absent.
-fn packets_of(counters: &Counters, position: usize) -> u64 {
-    counters.rules.get(&position).map_or(0, |count| count.packets)
-}
-
-fn policy_rule(rule: &PolicyRule, packets: Option<u64>) -> v1::PolicyRule {
-    let (protocol, port) = match rule.service {
-        Service::Any => ("", None),
-        Service::Tcp(port) => ("tcp", port),
-        Service::Udp(port) => ("udp", port),
-    };
-    v1::PolicyRule {
-        src: rule.src.to_string(),
-        dst: rule.dst.to_string(),
-        port: port.map_or(0, |port| port.get().into()),
-        protocol: protocol.to_owned(),
-        action: match rule.action {
-            Action::Allow => "allow".to_owned(),
-            Action::Deny => "deny".to_owned(),
-        },
-        packets,
-    }
 }
 
 fn age(since: Instant) -> u64 {

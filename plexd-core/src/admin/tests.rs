@@ -137,6 +137,8 @@ async fn a_healthy_node_says_who_it_is_and_what_it_has() {
         ("n_b", "allow", Some(0))
     );
     assert_eq!((rules[1].src.as_str(), rules[1].action.as_str()), ("n_x", "deny"));
+    let shadows: Vec<_> = rules.iter().map(|rule| (rule.number, rule.matches_nobody.as_str())).collect();
+    assert_eq!(shadows, [(1, ""), (2, "there is no node n_x")]);
     // No answer holds a secret.
     let secret = identity().private_key.to_base64();
     assert!(!format!("{peers:?}{policies:?}").contains(secret.as_str()));
@@ -355,21 +357,82 @@ fn whatever_changes_something_or_tells_something_is_for_administrators_alone() {
     let root = PeerCredentials { uid: 0, gid: 0, pid: 1, groups: Vec::new() };
     let member = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989, 990] };
     let user = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: vec![989] };
-    for rpc in ["Status", "ListPeers", "ListPolicies", "Join", "Deregister", "WatchEvents", "Ping"] {
+    for rpc in [
+        "Status",
+        "ListPeers",
+        "ListPolicies",
+        "ExplainPolicy",
+        "TestPolicy",
+        "ExportPolicy",
+        "Join",
+        "Deregister",
+        "WatchEvents",
+        "Ping",
+    ] {
         let path = format!("/plexd.admin.v1.Admin/{rpc}");
         assert!(gate.allows(&root, &path) && gate.allows(&member, &path), "{rpc}");
         assert!(!gate.allows(&user, &path), "{rpc}");
     }
-    assert_eq!(RULES.len(), 7, "the list above has every row");
+    assert_eq!(RULES.len(), 10, "the list above has every row");
 }
 
-#[test]
-fn counters_are_told_apart_and_one_that_cannot_be_read_is_not_zero() {
-    let count = |packets| crate::kernel::Count { packets, bytes: 0 };
-    let named = [("denied".to_owned(), count(7)), ("invalid".to_owned(), count(0))];
-    let counters = Counters { named: named.into(), ..Counters::default() };
-    assert_eq!(packets_named(Some(&counters), "denied"), Some(7));
-    assert_eq!(packets_named(Some(&counters), "invalid"), Some(0));
-    assert_eq!(packets_named(Some(&Counters::default()), "denied"), None);
-    assert_eq!(packets_named(None, "denied"), None);
+#[tokio::test]
+async fn what_policy_says_is_asked_of_the_one_in_force() {
+    use futures_util::StreamExt;
+
+    let mut rig = rig(nobody());
+    rig.reconciler.start().await;
+    tokio::spawn(rig.reconciler.run(Shutdown::new()));
+    let service = &rig.service;
+    let flow = |source: &str, destination: &str| {
+        let (source, destination) = (source.to_owned(), destination.to_owned());
+        Some(v1::Flow { source, destination, protocol: "tcp".to_owned(), port: 443 })
+    };
+    let explain = async |source, destination| {
+        let request = v1::ExplainPolicyRequest { flow: flow(source, destination) };
+        service.explain_policy(Request::new(request)).await.map(Response::into_inner)
+    };
+    let answer = explain("n_b", "n_a").await.unwrap();
+    assert_eq!((answer.verdict(), answer.direction()), (v1::Verdict::Allow, v1::Direction::In));
+    assert_eq!((answer.crosses_mesh, answer.remarks.as_slice()), (true, &[][..]));
+    assert_eq!(answer.decided_by.unwrap().text, "allow n_b -> n_a");
+    assert_eq!(explain("n_b", "n_d").await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(explain("n_b", "fd00::1").await.unwrap_err().code(), Code::InvalidArgument);
+
+    let expectation =
+        |source, verdict: v1::Verdict| v1::Expectation { flow: flow(source, "n_a"), verdict: verdict.into() };
+    let expectations = vec![
+        expectation("n_b", v1::Verdict::Allow),
+        expectation("n_b", v1::Verdict::Deny),
+        expectation("n_d", v1::Verdict::Deny),
+    ];
+    let request = v1::TestPolicyRequest { expectations };
+    let tested = service.test_policy(Request::new(request)).await.unwrap().into_inner();
+    let failed: Vec<_> = tested.failed.iter().map(|failed| (failed.index, failed.verdict())).collect();
+    assert_eq!(failed, [(1, v1::Verdict::Allow), (2, v1::Verdict::Unspecified)]);
+    assert_eq!(tested.checked, 3);
+    let request = v1::TestPolicyRequest { expectations: vec![v1::Expectation::default(); 10_001] };
+    let refused = service.test_policy(Request::new(request)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+
+    let export = async || service.export_policy(Request::new(v1::ExportPolicyRequest {})).await;
+    let pieces: Vec<_> = export().await.unwrap().into_inner().collect().await;
+    let text: String = pieces.into_iter().map(|piece| piece.unwrap().text).collect();
+    assert!(text.starts_with("# The policy of node n_a for plexd0") && text.ends_with("}\n"), "{text}");
+    let _all = Arc::clone(&service.exports).try_acquire_many_owned(4).unwrap();
+    assert_eq!(export().await.err().unwrap().code(), Code::ResourceExhausted);
+}
+
+#[tokio::test]
+async fn a_node_that_is_not_enrolled_has_no_policy_to_ask_about() {
+    let rig = rig(nobody());
+    let shutdown = Shutdown::new();
+    tokio::spawn(rig.reconciler.run(shutdown.clone()));
+    tokio::spawn(rig.enroller.run(shutdown));
+    let request = Request::new(v1::DeregisterRequest { purge: false, force: true });
+    rig.service.deregister(request).await.unwrap();
+    let refused = rig.service.explain_policy(Request::new(v1::ExplainPolicyRequest::default())).await;
+    assert_eq!(refused.unwrap_err().code(), Code::FailedPrecondition);
+    let listed = rig.service.list_policies(Request::new(v1::ListPoliciesRequest {})).await.unwrap();
+    assert!(listed.into_inner().policies.is_empty());
 }

@@ -28,6 +28,15 @@ pub struct Context {
 }
 
 impl Context {
+    /// Returns the node whose an address is.
+    pub fn owner(&self, address: &IpAddr) -> Option<&NodeId> {
+        if *address == self.mesh_ip {
+            return Some(&self.node);
+        }
+        let owns = |nets: &BTreeSet<IpNet>| nets.iter().any(|net| net.contains(address));
+        self.members.iter().find(|(_, nets)| owns(nets)).map(|(id, _)| id)
+    }
+
     /// Returns the networks a selector stands for: none for an unknown node, both families for `*`.
     pub(super) fn networks(&self, selector: &Selector) -> Vec<IpNet> {
         match selector {

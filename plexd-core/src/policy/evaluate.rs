@@ -10,6 +10,10 @@ use super::table::Family;
 use super::{Action, Context, PolicySet, Rule, Selector, Service};
 use crate::types::NodeId;
 
+/// IP protocol number of ICMP.
+pub(crate) const ICMP: u8 = 1;
+/// IP protocol number of `ICMPv6`.
+pub(crate) const ICMP_V6: u8 = 58;
 /// IP protocol number of TCP.
 pub(crate) const TCP: u8 = 6;
 /// IP protocol number of UDP.

@@ -19,6 +19,18 @@ impl PolicySet {
     pub fn rules(&self) -> impl Iterator<Item = &Rule> {
         self.policies.iter().flat_map(|policy| &policy.rules)
     }
+
+    /// Returns the policy of the rule at `position` among all rules, and the rule's number in it, from 1.
+    pub fn locate(&self, position: usize) -> Option<(&Policy, usize)> {
+        let mut before = 0;
+        for policy in &self.policies {
+            if position < before + policy.rules.len() {
+                return Some((policy, position - before + 1));
+            }
+            before += policy.rules.len();
+        }
+        None
+    }
 }
 
 /// A policy: an id and its rules in order.
@@ -55,7 +67,7 @@ pub enum Selector {
 }
 
 /// Transport protocol and destination port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
     /// Any protocol, any port.
     Any,
@@ -72,6 +84,37 @@ pub enum Action {
     Allow,
     /// It is dropped.
     Deny,
+}
+
+impl fmt::Display for Rule {
+    /// As `allow tcp n_a -> n_b:443`; a destination with colons of its own is in brackets before a port.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (protocol, port) = match self.service {
+            Service::Any => ("", None),
+            Service::Tcp(port) => (" tcp", port),
+            Service::Udp(port) => (" udp", port),
+        };
+        write!(f, "{}{protocol} {} -> ", self.action, self.src)?;
+        let Some(port) = port else { return write!(f, "{}", self.dst) };
+        let destination = self.dst.to_string();
+        if destination.contains(':') {
+            write!(f, "[{destination}]:{port}")
+        } else {
+            write!(f, "{destination}:{port}")
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (protocol, port) = match self {
+            Self::Any => return f.write_str("any protocol"),
+            Self::Tcp(port) => ("tcp", port),
+            Self::Udp(port) => ("udp", port),
+        };
+        f.write_str(protocol)?;
+        port.map_or(Ok(()), |port| write!(f, " port {port}"))
+    }
 }
 
 impl fmt::Display for Selector {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
@@ -13,6 +14,8 @@ use super::Service;
 pub struct Table {
     /// Named counters.
     pub counters: Vec<String>,
+    /// Divisions of the addresses, for maps whose keys are made of classes.
+    pub classes: Vec<Classes>,
     /// Verdict maps, in the order in which they are looked up first.
     pub maps: Vec<Map>,
     /// Chains; a chain is named before one that jumps to it.
@@ -70,8 +73,10 @@ pub enum Expr {
     Count(String),
     /// Counts for a rule of the policy, by its position among all rules.
     CountRule(usize),
-    /// Looks the connection's original tuple up in a map, by its position in the table; found, the entry's verdict holds.
-    Lookup(usize),
+    /// Looks the connection's original tuple up in maps, by their positions in the table, one after the other: the verdict
+    /// of the first entry found holds, and the rule ends if there is none. All of them look at the same parts of the
+    /// addresses; no two look at the same parts of the service.
+    Lookup(Vec<usize>),
     /// Ends the rule with a verdict.
     Verdict(Verdict),
 }
@@ -98,6 +103,20 @@ pub enum Family {
     V6,
 }
 
+/// A division of all addresses of a family into classes: addresses that no rule tells apart. A class is named by an address
+/// of its own, its first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Classes {
+    /// Its name.
+    pub name: String,
+    /// Whose addresses.
+    pub family: Family,
+    /// Where a class begins, and which. It goes on to the next beginning, or to the last address.
+    pub starts: BTreeMap<IpAddr, IpAddr>,
+    /// The class of addresses before the first beginning, and of those that begin with it: of those that no key has.
+    pub rest: IpAddr,
+}
+
 /// A verdict map: exact matches on the connection's original tuple, cut down to the map's shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Map {
@@ -114,12 +133,21 @@ pub struct Map {
 pub struct Shape {
     /// Address family.
     pub family: Family,
-    /// Leading bits of the source address, 0 for none.
-    pub source: u8,
-    /// Leading bits of the destination address, 0 for none.
-    pub destination: u8,
+    /// What of the source address.
+    pub source: Part,
+    /// What of the destination address.
+    pub destination: Part,
     /// How much of the service.
     pub service: Detail,
+}
+
+/// What of an address a map looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// So many leading bits, 0 for none.
+    Bits(u8),
+    /// The class it is in, by the position of the [`Classes`] in the table.
+    Class(usize),
 }
 
 /// How much of a service a map looks at.
@@ -136,9 +164,9 @@ pub enum Detail {
 /// The key of an entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    /// Source network, as long as the shape says.
+    /// Source network, as long as the shape says; of a class the address that names it.
     pub source: IpNet,
-    /// Destination network, as long as the shape says.
+    /// Destination network, likewise.
     pub destination: IpNet,
     /// Service, as detailed as the shape says.
     pub service: Service,
@@ -167,9 +195,10 @@ impl Table {
         table
     }
 
-    /// Returns how many entries the table has: map entries and rules.
+    /// Returns how many entries the table has: map entries, beginnings of classes, and rules.
     pub fn size(&self) -> usize {
         self.maps.iter().map(|map| map.entries.len()).sum::<usize>()
+            + self.classes.iter().map(|classes| classes.starts.len()).sum::<usize>()
             + self.chains.iter().map(|chain| chain.rules.len()).sum::<usize>()
     }
 }
@@ -184,16 +213,17 @@ impl Family {
     }
 }
 
-impl Key {
-    /// Returns the shape of maps that can hold this key; `None` if source and destination differ in family.
-    pub fn shape(&self) -> Option<Shape> {
-        let family = Family::of(&self.source);
-        (family == Family::of(&self.destination)).then(|| Shape {
-            family,
-            source: self.source.prefix_len(),
-            destination: self.destination.prefix_len(),
-            service: Detail::of(self.service),
-        })
+impl Classes {
+    /// Returns the class of an address, by the address that names it.
+    pub fn class_of(&self, address: IpAddr) -> IpAddr {
+        self.starts.range(..=address).next_back().map_or(self.rest, |(_, class)| *class)
+    }
+}
+
+impl Part {
+    /// Returns whether nothing is looked at.
+    pub fn is_nothing(self) -> bool {
+        self == Self::Bits(0)
     }
 }
 

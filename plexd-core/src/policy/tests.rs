@@ -1,6 +1,10 @@
 //! The compiled table decides as the reference does: tables of cases, and random policies run through an interpreter of the
 //! table model.
 
+mod export;
+mod judge;
+mod shadow;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
@@ -9,12 +13,9 @@ use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::table::{Detail, Expr, Family, Hook, Key, Map, Verdict};
+use super::table::{Detail, Expr, Family, Hook, Key, Map, Part, Verdict};
 use super::*;
 use crate::types::NodeId;
-
-/// ICMP, for which no rule has a name.
-const ICMP: u8 = 1;
 
 fn selector(text: &str) -> Selector {
     match text {
@@ -92,7 +93,7 @@ fn run(table: &Table, chain: &str, by: Hook, flow: &Flow) -> Option<Action> {
                 | Expr::Untracked
                 | Expr::MidStream => return None,
                 Expr::Limit { .. } | Expr::Log { .. } | Expr::Count(_) | Expr::CountRule(_) => continue,
-                Expr::Lookup(map) => &look_up(&table.maps[*map], flow)?.0,
+                Expr::Lookup(maps) => &maps.iter().find_map(|map| look_up(table, &table.maps[*map], flow))?.0,
                 Expr::Verdict(verdict) => verdict,
             };
             return match verdict {
@@ -110,8 +111,11 @@ fn family_of(flow: &Flow) -> Family {
     if flow.source.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-fn look_up(map: &Map, flow: &Flow) -> Option<(Verdict, usize)> {
-    let cut = |address: IpAddr, bits| IpNet::new(address, bits).unwrap().trunc();
+fn look_up(table: &Table, map: &Map, flow: &Flow) -> Option<(Verdict, usize)> {
+    let cut = |address: IpAddr, part| match part {
+        Part::Bits(bits) => IpNet::new(address, bits).unwrap().trunc(),
+        Part::Class(at) => IpNet::from(table.classes[at].class_of(address)),
+    };
     let port = NonZeroU16::new(flow.port).filter(|_| map.shape.service == Detail::Port);
     let service = match (map.shape.service, flow.protocol) {
         (Detail::Nothing, _) => Service::Any,
@@ -214,6 +218,40 @@ fn rules_of_one_shape_share_one_lookup() {
     let table = compile(&set(rules), &context()).unwrap().unwrap();
     assert_eq!(table.maps.len(), 3, "{:?}", table.maps.iter().map(|map| &map.name).collect::<Vec<_>>());
     assert_eq!(table.maps.iter().map(|map| map.entries.len()).sum::<usize>(), 1_000);
+}
+
+/// Returns how many lookups a packet takes at most.
+fn lookups(rules: impl IntoIterator<Item = Rule>) -> usize {
+    compile(&set(rules), &context()).unwrap().unwrap().maps.len()
+}
+
+#[test]
+fn neither_prefix_lengths_nor_denials_in_between_make_lookups() {
+    let rules = (0..3_000_u32).map(|n| {
+        let action = if n % 10 == 0 { "deny" } else { "allow" };
+        let (source, length) = (Ipv4Addr::from(0x0a80_0000 + n * 2_654), 9 + n % 24);
+        let destination = ["n_here", "10.0.0.1", "10.0.0.0/16", "10.0.0.0/24"][n as usize % 4];
+        rule(&format!("{action} {source}/{length} {destination} tcp {}", 1 + n % 7))
+    });
+    // 24 lengths, and denials in between: a lookup for each level, and what crosses.
+    let found = lookups(rules);
+    assert!(found <= 4, "{found}");
+    let crossed = (0..400_u32).map(|n| {
+        let peer = Ipv4Addr::from(0x0a01_0000 + n);
+        rule(&if n % 2 == 0 { format!("allow {peer} *") } else { format!("deny * {peer}") })
+    });
+    assert_eq!(lookups(crossed), 3);
+}
+
+#[test]
+fn what_would_need_too_many_entries_takes_more_lookups_instead() {
+    let crossed = (0..4_000_u32).map(|n| {
+        let peer = Ipv4Addr::from(0x0a01_0000 + n);
+        rule(&if n % 2 == 0 { format!("allow {peer} *") } else { format!("deny * {peer}") })
+    });
+    let table = compile(&set(crossed), &context()).unwrap().unwrap();
+    assert!((4..400).contains(&table.maps.len()), "{}", table.maps.len());
+    assert!(table.maps.iter().map(|map| map.entries.len()).sum::<usize>() <= MAX_ENTRIES);
 }
 
 #[test]
@@ -332,6 +370,71 @@ fn any_context() -> impl Strategy<Value = Context> {
     })
 }
 
+/// An address of either family among a thousand, and networks around it of every length.
+fn wide_address() -> impl Strategy<Value = IpAddr> + Clone {
+    (any::<bool>(), 0_u16..1_024).prop_map(|(v4, low)| {
+        let [high, low] = low.to_be_bytes();
+        if v4 { [10, 0, high, low].into() } else { [0xfd00, 0, 0, 0, 0, 0, high.into(), low.into()].into() }
+    })
+}
+
+fn wide_network() -> impl Strategy<Value = IpNet> + Clone {
+    (wide_address(), prop_oneof![2 => Just(0_u8), 4 => 0_u8..10, 1 => 10_u8..=32]).prop_map(
+        |(address, short)| {
+            let bits = if address.is_ipv4() { 32 } else { 128 };
+            IpNet::new(address, bits - short).unwrap().trunc()
+        },
+    )
+}
+
+fn wide_rule() -> impl Strategy<Value = Rule> + Clone {
+    let selector = || {
+        let ids = ["n_here", "n_a", "n_b", "n_c"];
+        prop_oneof![
+            1 => Just(Selector::Any),
+            12 => wide_network().prop_map(Selector::Net),
+            3 => proptest::sample::select(ids.to_vec()).prop_map(|id| Selector::Node(id.parse().unwrap())),
+        ]
+    };
+    let action = prop_oneof![4 => Just(Action::Allow), 1 => Just(Action::Deny)];
+    (selector(), selector(), any_service(), action).prop_map(|(src, dst, service, action)| Rule {
+        src,
+        dst,
+        service,
+        action,
+    })
+}
+
+fn wide_flow() -> impl Strategy<Value = Flow> + Clone {
+    let protocol = prop_oneof![Just(TCP), Just(UDP), Just(ICMP)];
+    let ends =
+        (wide_address(), wide_address()).prop_filter("one family", |(a, b)| a.is_ipv4() == b.is_ipv4());
+    (ends, protocol, 1_u16..5).prop_map(|((source, destination), protocol, port)| Flow {
+        source,
+        destination,
+        protocol,
+        port,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(4) })]
+
+    #[test]
+    fn thousands_of_rules_decide_as_the_reference(
+        rules in vec(wide_rule(), 1_000..4_000),
+        context in any_context(),
+        flows in vec(wide_flow(), 500),
+    ) {
+        let policies = set(rules);
+        let tables = [compile, compile_plainly].map(|by| by(&policies, &context).unwrap().unwrap());
+        for flow in flows {
+            let action = evaluate(&policies, &context, &flow).action;
+            prop_assert_eq!(tables.each_ref().map(|table| decides(table, &flow)), [action; 2], "{:?}", flow);
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
 
@@ -342,9 +445,10 @@ proptest! {
         flows in vec(any_flow(), 40),
     ) {
         let policies = set(rules);
-        let table = compile(&policies, &context).unwrap().unwrap();
+        let tables = [compile, compile_plainly].map(|by| by(&policies, &context).unwrap().unwrap());
         for flow in flows {
-            prop_assert_eq!(decides(&table, &flow), evaluate(&policies, &context, &flow).action, "{:?}", flow);
+            let action = evaluate(&policies, &context, &flow).action;
+            prop_assert_eq!(tables.each_ref().map(|table| decides(table, &flow)), [action; 2], "{:?}", flow);
         }
     }
 

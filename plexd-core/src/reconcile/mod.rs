@@ -6,6 +6,7 @@ mod apart;
 mod apply;
 mod conflicts;
 pub mod drift;
+mod in_force;
 mod names;
 mod ownership;
 mod plan;
@@ -25,7 +26,7 @@ use crate::config::{Config, OnStop};
 use crate::identity::{CurrentIdentity, Identity};
 use crate::kernel::{Counters, KernelError, ObservedTable, RouteConflict};
 use crate::policy::PolicySet;
-use crate::state::Desired;
+use crate::state::{Desired, State};
 use crate::status::{Board, Subsystem};
 use crate::supervisor::Shutdown;
 
@@ -37,6 +38,7 @@ use plan::{Memory, Observed, Plan, Reading};
 use routes::Routing;
 
 pub use apply::Kernel;
+pub use in_force::InForce;
 pub(crate) use plan::FRESH;
 pub use routes::{Routes, Unrouted, Why};
 pub use status::{MeshStatus, PeerStatus};
@@ -45,7 +47,8 @@ pub use wanted::{Input, Resolved, Wanted, WantedPeer};
 /// Requests that may wait.
 const QUEUE: usize = 16;
 
-/// How long changes of the kernel are gathered before they are looked at: `nft -f` or a network manager makes many.
+/// How long changes of links are gathered before they are looked at: a network manager makes many. Also the time between two
+/// looks at the policy that somebody changes all the time.
 const SETTLE: Duration = Duration::from_millis(100);
 
 /// Asks the reconciler. Cheap to clone.
@@ -59,6 +62,7 @@ enum Request {
     Reconcile,
     Status(oneshot::Sender<MeshStatus>),
     Counters(oneshot::Sender<Option<Counters>>),
+    Policy(oneshot::Sender<Option<InForce>>),
     TakeDown(oneshot::Sender<Result<(), KernelError>>),
 }
 
@@ -85,6 +89,12 @@ impl Mesh {
         self.ask(Request::Counters).await.flatten()
     }
 
+    /// Returns the policy in force, and what it is read against; `None` of a node without identity, or when the reconciler
+    /// has stopped.
+    pub async fn policy(&self) -> Option<InForce> {
+        self.ask(Request::Policy).await.flatten()
+    }
+
     /// Removes the interface, with its routes, and the policy, of a node that has no identity any more; returns what could
     /// not be removed, or `None` when the reconciler has stopped.
     pub async fn take_down(&self) -> Option<Result<(), KernelError>> {
@@ -98,6 +108,15 @@ impl Mesh {
     }
 }
 
+/// What somebody changed in the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KernelChange {
+    /// The table of the firewall.
+    Policy,
+    /// The interface, its addresses or routes, or routing rules.
+    Links,
+}
+
 /// What the reconciler watches and tells.
 #[derive(Debug)]
 pub struct Wiring {
@@ -106,7 +125,7 @@ pub struct Wiring {
     /// Who the node is.
     pub identity: CurrentIdentity,
     /// Says that the kernel's state changed, by whomever.
-    pub kernel_changes: mpsc::Receiver<()>,
+    pub kernel_changes: mpsc::Receiver<KernelChange>,
     /// Takes what was put right.
     pub drift: mpsc::Sender<Vec<Correction>>,
     /// Takes problems.
@@ -126,8 +145,12 @@ pub struct Reconciler {
     names: Names,
     goal: Option<Goal>,
     memory: Memory,
-    /// The newest policies that could be compiled.
+    /// The policies in force.
     policies: Arc<PolicySet>,
+    /// The newest that could be compiled, and whether the state was told.
+    compiled: Option<(Arc<PolicySet>, Told)>,
+    /// The state, which keeps them.
+    state: Option<State>,
     /// Why newer ones could not.
     refused: Option<String>,
     /// What the kernel should have, as of the last reconciliation.
@@ -138,6 +161,8 @@ pub struct Reconciler {
     claims: BTreeSet<String>,
     /// Whether the kernel had all of it then.
     settled: bool,
+    /// When somebody's change of the kernel was looked at last.
+    looked: Option<Instant>,
     last_success: Option<Instant>,
 }
 
@@ -147,6 +172,13 @@ pub struct Reconciler {
 struct Goal {
     identity: Arc<Identity>,
     desired: Arc<Desired>,
+}
+
+/// Whether the state knows that a set of policies compiles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    Yes,
+    No,
 }
 
 /// What became of a plan.
@@ -182,11 +214,14 @@ impl Reconciler {
             goal: None,
             memory: Memory::default(),
             policies: Arc::default(),
+            compiled: None,
+            state: None,
             refused: None,
             wanted: None,
             conflicts: Vec::new(),
             claims: BTreeSet::new(),
             settled: false,
+            looked: None,
             last_success: None,
         };
         (Mesh { requests: sender }, reconciler)
@@ -196,6 +231,13 @@ impl Reconciler {
     #[must_use]
     pub fn keeping_outside(mut self, outside: watch::Receiver<Arc<BTreeSet<IpAddr>>>) -> Self {
         self.outside = outside;
+        self
+    }
+
+    /// Tells the state which policies compile, so that a set that does not leaves the old one in force over a restart.
+    #[must_use]
+    pub fn telling(mut self, state: State) -> Self {
+        self.state = Some(state);
         self
     }
 
@@ -217,10 +259,10 @@ impl Reconciler {
                 Ok(()) = self.outside.changed() => self.reconcile(Cause::Change).await,
                 Ok(()) = self.wiring.identity.changed() => self.reconcile(Cause::Start).await,
                 _ = period.tick() => self.reconcile(Cause::Check).await,
-                Some(()) = self.wiring.kernel_changes.recv() => {
-                    tokio::time::sleep(SETTLE).await;
-                    while self.wiring.kernel_changes.try_recv().is_ok() {}
+                Some(change) = self.wiring.kernel_changes.recv() => {
+                    self.gather(change).await;
                     self.reconcile(Cause::Check).await;
+                    self.looked = Some(Instant::now());
                 }
                 found = self.names.found() => {
                     if found == names::Found::Changed {
@@ -232,6 +274,7 @@ impl Reconciler {
                     // Callers that no longer wait are no error.
                     Request::Status(reply) => drop(reply.send(self.status().await)),
                     Request::Counters(reply) => drop(reply.send(self.counters().await)),
+                    Request::Policy(reply) => drop(reply.send(self.in_force())),
                     Request::TakeDown(reply) => drop(reply.send(self.take_down().await)),
                 },
             }
@@ -242,6 +285,18 @@ impl Reconciler {
             tracing::warn!(%error, "left behind at the stop");
         }
         Ok(())
+    }
+
+    /// Waits until a change can be looked at, with those that come meanwhile. Of the policy that is at once, as packets pass
+    /// until it is put right.
+    async fn gather(&mut self, change: KernelChange) {
+        let now = Instant::now();
+        let until = match change {
+            KernelChange::Policy => self.looked.map_or(now, |looked| looked + SETTLE),
+            KernelChange::Links => now + SETTLE,
+        };
+        tokio::time::sleep_until(until).await;
+        while self.wiring.kernel_changes.try_recv().is_ok() {}
     }
 
     /// Takes up what the control plane wants now: by the short way, where a few peers changed in a kernel that is known to be
@@ -307,6 +362,7 @@ impl Reconciler {
         self.report_claims(&goal.desired, &wanted);
         let (steps, address) = (plan.steps.len(), wanted.address);
         let taken = self.take(wanted, plan, errors).await;
+        self.tell_compiled().await;
         if cause != Cause::Change {
             self.report_address(address).await;
         }
@@ -346,21 +402,23 @@ impl Reconciler {
         let error = match self.input(goal, newest).wanted() {
             Ok(wanted) => {
                 self.policies = Arc::clone(newest);
+                self.note_compiled(newest);
                 self.refused = None;
                 self.wiring.board.clear(Subsystem::Policy, "compile");
                 return wanted;
             }
             Err(error) => error.to_string(),
         };
-        let (policies, wanted) = if let Ok(wanted) = self.input(goal, &self.policies).wanted() {
-            (Arc::clone(&self.policies), wanted)
-        } else {
+        let before = self.compiled.as_ref().map(|(policies, _)| policies);
+        let before = before.or(goal.desired.policies_before.as_ref()).cloned();
+        let still = before.and_then(|before| Some((self.input(goal, &before).wanted().ok()?, before)));
+        let (wanted, policies) = still.unwrap_or_else(|| {
             let wanted = self
                 .input(goal, &none)
                 .wanted()
                 .expect("no rules always compile: the configuration has checked the interface's name");
-            (Arc::clone(&none), wanted)
-        };
+            (wanted, Arc::clone(&none))
+        });
         let consequence = if policies.policies.is_empty() {
             "none is in force, so the default decides"
         } else {
@@ -374,6 +432,19 @@ impl Reconciler {
             self.refused = Some(error);
         }
         wanted
+    }
+
+    fn note_compiled(&mut self, policies: &Arc<PolicySet>) {
+        if !self.compiled.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, policies)) {
+            self.compiled = Some((Arc::clone(policies), Told::No));
+        }
+    }
+
+    async fn tell_compiled(&mut self) {
+        if let (Some(state), Some((policies, told @ Told::No))) = (&self.state, &mut self.compiled) {
+            state.compiled(Arc::clone(policies)).await;
+            *told = Told::Yes;
+        }
     }
 
     async fn observe(&self, wanted: &Wanted, errors: &mut Vec<KernelError>) -> Observed {
@@ -441,6 +512,7 @@ impl Reconciler {
             self.wanted = None;
             self.memory = Memory::default();
             self.policies = Arc::default();
+            self.compiled = None;
             self.refused = None;
             self.last_success = None;
             self.names.ask_for(&Desired::default(), |_| false);

@@ -87,7 +87,7 @@ struct Rig {
     mesh: Mesh,
     desired: watch::Sender<Arc<Desired>>,
     identity: watch::Sender<Option<Arc<Identity>>>,
-    kernel_changes: mpsc::Sender<()>,
+    kernel_changes: mpsc::Sender<KernelChange>,
     drift: mpsc::Receiver<Vec<Correction>>,
     board: Board,
 }
@@ -157,7 +157,7 @@ struct Running {
     mesh: Mesh,
     desired: watch::Sender<Arc<Desired>>,
     identity: watch::Sender<Option<Arc<Identity>>>,
-    kernel_changes: mpsc::Sender<()>,
+    kernel_changes: mpsc::Sender<KernelChange>,
     drift: mpsc::Receiver<Vec<Correction>>,
 }
 
@@ -207,7 +207,7 @@ async fn everything_is_looked_at_where_the_kernel_may_not_be_as_it_should() {
     // Somebody changed the kernel, and it is about to be looked at.
     let mut rig = started(ALLOW).await;
     rig.kernel.state().table = None;
-    rig.kernel_changes.try_send(()).unwrap();
+    rig.kernel_changes.try_send(KernelChange::Policy).unwrap();
     come(&rig, "n_d", 4);
     rig.reconciler.follow().await;
     assert_eq!(rig.kernel.take_calls(), ["replace table", "apply peers", "add routes"]);
@@ -517,6 +517,77 @@ async fn a_set_that_cannot_be_compiled_at_start_denies_everything() {
 }
 
 #[tokio::test]
+async fn a_set_that_cannot_be_compiled_leaves_the_one_before_in_force_over_restarts_too() {
+    use crate::state::{FullState, State};
+    use crate::types::SystemClock;
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.redb");
+    let open = || {
+        let (state, keeper) = State::open(&path, Arc::new(SystemClock), Board::default(), None).unwrap();
+        let shutdown = Shutdown::new();
+        (state, tokio::spawn(keeper.run(shutdown.clone())), shutdown)
+    };
+    // A process that starts with what is on disk, after the given pulls; returns what it enforces and says.
+    let process = async |pulls: Vec<Arc<PolicySet>>| {
+        let (state, task, shutdown) = open();
+        let mut rig = rig("");
+        rig.reconciler.wiring.desired = state.desired();
+        rig.reconciler = rig.reconciler.telling(state.clone());
+        rig.reconciler.start().await;
+        for policies in pulls {
+            let peers = vec![peer("n_b", 2, None), peer("n_c", 3, None)];
+            let full = FullState { peers, policies: Ok(PolicySet::clone(&policies)), ..FullState::default() };
+            let ticket = state.begin_pull().await.unwrap();
+            state.pulled(ticket, full).await.unwrap();
+            rig.reconciler.follow().await;
+        }
+        shutdown.cancel();
+        task.await.unwrap().unwrap();
+        let rules = rig.reconciler.status().await.policies.rules().count();
+        let peers = rig.kernel.state().device.as_ref().unwrap().peers.len();
+        let told = std::iter::from_fn(|| rig.drift.try_recv().ok()).flatten();
+        let told: Vec<_> = told.map(|correction| correction.kind.as_str()).collect();
+        (rules, peers, rig.problems(), told)
+    };
+    let good = policies(&[("n_a", "n_b", Action::Allow), ("n_c", "*", Action::Deny)]);
+    let bad = |rules| policies(&vec![("*", "*", Action::Allow); MAX_RULES + rules]);
+    assert_eq!(process(vec![good]).await, (2, 1, String::new(), Vec::new()));
+    for (pulls, told) in [(vec![bad(1), bad(2)], 2), (Vec::new(), 1), (vec![bad(3)], 2)] {
+        let (rules, peers, problems, drift) = process(pulls).await;
+        assert_eq!((rules, peers), (2, 1));
+        assert!(problems.contains("the one before stays in force"), "{problems}");
+        assert_eq!(drift, vec!["policy_rejected"; told]);
+    }
+    let better = policies(&[("*", "*", Action::Allow)]);
+    assert_eq!(process(vec![better]).await.0, 1);
+    assert_eq!(process(Vec::new()).await, (1, 2, String::new(), Vec::new()));
+}
+
+#[tokio::test]
+async fn the_policy_in_force_is_told_with_what_it_is_read_against() {
+    let mut rig = started("").await;
+    rig.change(|desired| desired.policies = policies(&[("n_b", "*", Action::Allow)]));
+    rig.reconciler.reconcile(Cause::Change).await;
+    let rule = ("*", "*", Action::Deny);
+    rig.change(|desired| desired.policies = policies(&vec![rule; MAX_RULES + 1]));
+    rig.reconciler.reconcile(Cause::Change).await;
+    let in_force = rig.reconciler.in_force().unwrap();
+    assert_eq!(in_force.policies.rules().count(), 1);
+    assert!(in_force.refused.as_ref().unwrap().contains("more than 20000") && in_force.settled);
+    assert_eq!(in_force.context.members.len(), 3);
+    let addresses: Vec<_> =
+        in_force.addresses.iter().map(|(id, address)| format!("{id} {address}")).collect();
+    assert_eq!(addresses, ["n_a 10.100.0.1", "n_b 10.100.0.2", "n_c 10.100.0.3"]);
+    let tunnel = |address: &str| in_force.tunnel(&address.parse().unwrap()).map(|(_, peer)| peer.as_str());
+    assert_eq!((tunnel("10.100.0.2"), tunnel("10.100.0.3")), (Some("n_b"), None));
+    assert!(in_force.hides(&"n_c".parse().unwrap()) && !in_force.hides(&"n_b".parse().unwrap()));
+    rig.identity.send_replace(None);
+    rig.reconciler.take_down().await.unwrap();
+    assert!(rig.reconciler.in_force().is_none());
+}
+
+#[tokio::test]
 async fn the_status_is_the_kernels_now() {
     let mut rig = started("").await;
     rig.change(|desired| desired.policies = policies(&[("n_b", "*", Action::Allow)]));
@@ -548,7 +619,7 @@ async fn a_running_reconciler_follows_the_state_the_kernel_requests_and_time() {
     let (mut around, shutdown, task) = started(ALLOW).await.run();
     // A change in the kernel is put right and reported.
     around.kernel.state().table = None;
-    around.kernel_changes.send(()).await.unwrap();
+    around.kernel_changes.send(KernelChange::Policy).await.unwrap();
     assert_eq!(around.drift.recv().await.unwrap()[0].kind.as_str(), "policy_restored");
     // So is what nobody tells, when asked for and in time.
     around.kernel.state().device.as_mut().unwrap().peers.clear();
@@ -619,6 +690,22 @@ async fn a_stop_that_cannot_remove_the_interface_leaves_its_policy_too() {
     assert!(state.device.is_some() && state.table.is_some());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_policy_that_somebody_changed_is_put_right_at_once_unless_it_is_changed_all_the_time() {
+    let (mut around, shutdown, task) = started(ALLOW).await.run();
+    let mut took = Vec::new();
+    for change in [KernelChange::Policy, KernelChange::Policy, KernelChange::Links] {
+        let before = Instant::now();
+        around.kernel.state().table = None;
+        around.kernel_changes.send(change).await.unwrap();
+        assert_eq!(around.drift.recv().await.unwrap()[0].kind.as_str(), "policy_restored");
+        took.push(before.elapsed());
+    }
+    assert_eq!(took, [Duration::ZERO, SETTLE, SETTLE]);
+    shutdown.cancel();
+    task.await.unwrap().unwrap();
+}
+
 #[tokio::test]
 async fn a_node_whose_identity_is_given_up_is_taken_down_and_comes_back_with_the_next_one() {
     let mut rig = started(ALLOW).await;
@@ -637,7 +724,7 @@ async fn a_node_whose_identity_is_given_up_is_taken_down_and_comes_back_with_the
     assert!(status.peers.is_empty() && status.last_success.is_none());
     // Neither asking nor a change in the kernel brings it back.
     running.mesh.reconcile();
-    running.kernel_changes.send(()).await.unwrap();
+    running.kernel_changes.send(KernelChange::Policy).await.unwrap();
     running.mesh.take_down().await.unwrap().unwrap();
     assert!(gone(&kernel));
 

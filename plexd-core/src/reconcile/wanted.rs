@@ -128,7 +128,7 @@ impl Input<'_> {
         move |peer| peer.id == self.identity.node_id || peer.public_key == own_key
     }
 
-    fn context(&self, ownership: &Ownership) -> Context {
+    pub(super) fn context(&self, ownership: &Ownership) -> Context {
         let mut members = ownership.members();
         // Also those to whom nothing belongs of what they claim.
         for peer in self.others() {

@@ -24,6 +24,9 @@ pub struct Desired {
     pub rejected_peers: Arc<[Rejected]>,
     /// The policies in force: the newest valid set.
     pub policies: Arc<PolicySet>,
+    /// The newest set that is known to compile, as long as that is not known of `policies`: to be enforced if those cannot
+    /// be (see [`crate::state::State::compiled`]).
+    pub policies_before: Option<Arc<PolicySet>>,
     /// Why the newest set was refused, if it was.
     pub policies_rejected: Option<Arc<str>>,
     /// Keys that events may be signed with; `None` until the first state.
@@ -46,6 +49,7 @@ impl fmt::Debug for Desired {
         f.debug_struct("Desired")
             .field("peers", &self.peers)
             .field("policies", &self.policies)
+            .field("policies_before", &self.policies_before)
             .field("policies_rejected", &self.policies_rejected)
             .field("signing_keys", &self.signing_keys)
             .field("metadata", &self.metadata)
@@ -324,12 +328,22 @@ impl Desired {
         next
     }
 
+    /// Returns the snapshot that follows the news that these policies compile, the newest ones or some before them; `None`
+    /// where that is no news.
+    #[must_use]
+    pub fn with_compiled(&self, policies: &Arc<PolicySet>) -> Option<Self> {
+        let before = (self.policies != *policies).then(|| Arc::clone(policies));
+        (before != self.policies_before).then(|| Self { policies_before: before, ..self.clone() })
+    }
+
     /// Returns whether nothing differs from `old`, of which this is a successor; costs by the number of differences.
     pub fn is_same_as(&self, old: &Self) -> bool {
         let Self {
             peers,
             rejected_peers,
             policies,
+            // Changes with `policies`, or tells what whoever watches has told itself.
+            policies_before: _,
             policies_rejected,
             signing_keys,
             own_key,
@@ -407,7 +421,9 @@ impl Desired {
             Ok(policies) => {
                 self.policies_rejected = None;
                 if *self.policies != policies {
-                    self.policies = Arc::new(policies);
+                    let before = std::mem::replace(&mut self.policies, Arc::new(policies));
+                    // Of one that never compiled the set before it stays.
+                    self.policies_before.get_or_insert(before);
                 }
                 None
             }

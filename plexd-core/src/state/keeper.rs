@@ -1,6 +1,7 @@
 //! The one owner of the desired state: verifies events, takes pulls over, makes each change durable and publishes it.
 //! Talks to nobody; the loops in [`crate::control`] bring it what they received.
 
+mod compiled;
 mod forget;
 mod history;
 mod own_key;
@@ -18,6 +19,7 @@ use super::nonces::Nonces;
 use super::store::{EventMark, StateStore, Stored};
 use crate::control::envelope::{self, Verified};
 use crate::control::events;
+use crate::policy::PolicySet;
 use crate::reconcile::drift::Correction;
 use crate::status::{Board, Subsystem};
 use crate::storage::StorageError;
@@ -56,6 +58,8 @@ struct Keeper {
     desired: Arc<Desired>,
     /// The newest state on disk.
     stored: Arc<Desired>,
+    /// The policies before the newest, until the identity is given up: news of them may be on their way.
+    replaced: Option<Arc<PolicySet>>,
     /// Whether a pull follows that an event asked for: what it brings is news, not drift.
     awaits_pull: bool,
     /// Verified events handled since start; tells a pull that something happened meanwhile.
@@ -96,6 +100,7 @@ enum Request {
         reply: oneshot::Sender<Durability>,
     },
     RotationRefused(oneshot::Sender<()>),
+    Compiled(Arc<PolicySet>),
     Forget {
         publish: PublishIdentity,
         reply: oneshot::Sender<Result<(), StorageError>>,
@@ -155,6 +160,7 @@ impl State {
             board,
             nonces,
             stored: Arc::clone(&desired),
+            replaced: None,
             desired,
             awaits_pull: false,
             events: 0,
@@ -269,6 +275,7 @@ impl Keeper {
                     self.set_rotation_wanted(false);
                     let _ = reply.send(());
                 }
+                Request::Compiled(policies) => self.on_compiled(&policies),
                 Request::Forget { publish, reply } => {
                     let _ = reply.send(self.on_forget(publish));
                 }
@@ -397,6 +404,9 @@ impl Keeper {
             let id = Some(id).filter(|id| !id.is_empty());
             self.board.control(|control| control.last_event_id.clone_from(&id));
             self.last_event_id.send_replace(id.map(Into::into));
+        }
+        if !Arc::ptr_eq(&next.policies, &self.desired.policies) {
+            self.replaced = Some(Arc::clone(&self.desired.policies));
         }
         // Whoever watches looks at the whole state and the kernel: only for something.
         if !next.is_same_as(&self.desired) {

@@ -27,6 +27,7 @@ const NONCES: TableDefinition<&str, i64> = TableDefinition::new("nonces");
 const VALUES: TableDefinition<&str, &[u8]> = TableDefinition::new("values");
 
 const POLICIES: &str = "policies";
+const POLICIES_BEFORE: &str = "policies_before";
 const POLICIES_REJECTED: &str = "policies_rejected";
 const SIGNING_KEYS: &str = "signing_keys";
 const OWN_KEY: &str = "own_key";
@@ -163,6 +164,12 @@ fn load(database: &Database) -> io::Result<Stored> {
             None => damaged.push("policies".to_owned()),
         }
     }
+    if let Some(text) = value(POLICIES_BEFORE)? {
+        desired.policies_before = crate::policy::PolicySet::from_disk(text.value()).map(std::sync::Arc::new);
+        if desired.policies_before.is_none() {
+            damaged.push("the policies before".to_owned());
+        }
+    }
     desired.policies_rejected =
         value(POLICIES_REJECTED)?.map(|text| String::from_utf8_lossy(text.value()).into());
     if let Some(text) = value(SIGNING_KEYS)? {
@@ -246,6 +253,15 @@ fn write_changes(transaction: &WriteTransaction, old: &Desired, new: &Desired) -
     if old.policies != new.policies {
         let text = new.policies.to_disk().map_err(io::Error::other)?;
         values.insert(POLICIES, text.as_slice()).map_err(storage::database_error)?;
+    }
+    if old.policies_before != new.policies_before {
+        match &new.policies_before {
+            Some(policies) => {
+                let text = policies.to_disk().map_err(io::Error::other)?;
+                values.insert(POLICIES_BEFORE, text.as_slice()).map_err(storage::database_error)?
+            }
+            None => values.remove(POLICIES_BEFORE).map_err(storage::database_error)?,
+        };
     }
     if old.policies_rejected != new.policies_rejected {
         match &new.policies_rejected {

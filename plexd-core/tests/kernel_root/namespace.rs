@@ -64,11 +64,15 @@ impl Namespace {
 
     /// Joins this namespace and `other` by a cable: 192.0.2.1 here, 192.0.2.2 there.
     pub(crate) fn join(&self, other: &Self) {
-        self.command("ip link add cable0 type veth peer name cable1");
-        self.command(&format!("ip link set cable1 netns {}", other.thread_id));
+        self.connect("cable0", other);
         self.command("ip address add 192.0.2.1/24 dev cable0");
         other.command("ip address add 192.0.2.2/24 dev cable1");
-        self.command("ip link set cable0 up");
+    }
+
+    /// Lays a cable from this namespace, where its end is called `name`, to `other`, where it is called `cable1`.
+    pub(crate) fn connect(&self, name: &str, other: &Self) {
+        self.command(&format!("ip link add {name} type veth peer name cable1 netns {}", other.thread_id));
+        self.command(&format!("ip link set {name} up"));
         other.command("ip link set cable1 up");
     }
 }

@@ -40,10 +40,7 @@ async fn dispatch(cli: Cli) -> Result<(), Failure> {
             let now = Timestamp::now();
             output::print(&peers::Peers::new(response, now), &cli.global, now)
         }
-        Command::Policies => {
-            let response = client.policies().await?;
-            output::print(&policies::Policies::new(response), &cli.global, Timestamp::now())
-        }
+        Command::Policies { command } => policies::run(client, command, &cli.global).await,
         Command::Join(arguments) => join::run(client, arguments, &cli.global).await,
         Command::Deregister(arguments) => deregister::run(client, &arguments, &cli.global).await,
         Command::Ping(arguments) => ping::run(client, &arguments, &cli.global).await,

@@ -1,9 +1,22 @@
-//! `plexd-ctl policies`: the policies in force, and whether a newer set was refused.
+//! `plexd-ctl policies`: the policies in force, which of their rules can never match, and whether a newer set was refused;
+//! by its subcommands what they decide, whether that is what is expected, and the table they make.
 
+mod expectations;
+mod explain;
+mod export;
+mod test;
+
+use jiff::Timestamp;
 use plexd_proto::admin::v1 as wire;
 use serde::Serialize;
 
-use crate::output::{Terminal, Tone, View, counted, known, one_line, table};
+use crate::cli::{self, Global};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Terminal, Tone, View, counted, known, one_line, table};
+
+/// Rules that shadow another that the table shows; JSON has more.
+const TOLD: usize = 2;
 
 /// The policies in force, in their order: the first rule that matches decides. Its fields are the stable JSON shape;
 /// null is what is not known.
@@ -52,6 +65,67 @@ struct Rule {
     port: Option<u32>,
     /// Packets that the rule decided; null where the kernel does not count them apart.
     packets: Option<u64>,
+    /// Its number in the policy, from 1.
+    number: u32,
+    /// Earlier rules that decide all that it matches, so that it never does: the first 4.
+    shadowed_by: Vec<RuleReference>,
+    /// How many there are of them.
+    shadowed_by_total: u32,
+    /// Why it matches nothing as nodes and addresses are now; null if it does.
+    matches_nobody: Option<String>,
+}
+
+/// A rule, by its place.
+#[derive(Debug, Serialize)]
+struct RuleReference {
+    /// Id of the policy.
+    policy: String,
+    /// Number of the rule in it, from 1.
+    rule: u32,
+    /// As `allow tcp n_a -> n_b:443`.
+    text: String,
+}
+
+/// Does what is asked of the policies; without a command, lists them.
+pub(crate) async fn run(
+    client: Client,
+    command: Option<cli::Policies>,
+    global: &Global,
+) -> Result<(), Failure> {
+    match command {
+        None => {
+            let response = client.policies().await?;
+            output::print(&Policies::new(response), global, Timestamp::now())
+        }
+        Some(cli::Policies::Explain(arguments)) => explain::run(client, &arguments, global).await,
+        Some(cli::Policies::Test(arguments)) => test::run(client, &arguments, global).await,
+        Some(cli::Policies::Export) => export::run(client, global).await,
+    }
+}
+
+impl RuleReference {
+    fn new(reference: wire::RuleReference) -> Self {
+        let wire::RuleReference { policy, rule, text } = reference;
+        Self { policy, rule, text }
+    }
+
+    /// Says it in one line.
+    fn text(&self) -> String {
+        format!("rule {} of policy {} ({})", self.rule, self.policy, self.text)
+    }
+}
+
+fn references(references: Vec<wire::RuleReference>) -> Vec<RuleReference> {
+    references.into_iter().map(RuleReference::new).collect()
+}
+
+/// Names a verdict in JSON.
+fn verdict(verdict: wire::Verdict) -> &'static str {
+    match verdict {
+        wire::Verdict::Allow => "allow",
+        wire::Verdict::Deny => "deny",
+        wire::Verdict::Depends | wire::Verdict::Unspecified => "depends",
+    }
 }
 
 impl Policies {
@@ -107,18 +181,38 @@ impl Rule {
             protocol: known(rule.protocol),
             port: (rule.port != 0).then_some(rule.port),
             packets: rule.packets,
+            number: rule.number,
+            shadowed_by: references(rule.shadowed_by),
+            shadowed_by_total: rule.shadowed_by_total,
+            matches_nobody: known(rule.matches_nobody),
         }
     }
 
-    fn row(&self, policy: &str) -> [String; 7] {
+    /// Says why it can never match, if it cannot.
+    fn shadow(&self) -> String {
+        if let Some(why) = &self.matches_nobody {
+            return format!("matches nobody now: {why}");
+        }
+        let place = |rule: &RuleReference| format!("{} rule {}", rule.policy, rule.rule);
+        let mut told: Vec<String> = self.shadowed_by.iter().take(TOLD).map(place).collect();
+        let more = self.shadowed_by_total.saturating_sub(u32::try_from(told.len()).unwrap_or(u32::MAX));
+        if more > 0 {
+            told.push(format!("{more} more"));
+        }
+        told.join(", ")
+    }
+
+    fn row(&self, policy: &str) -> [String; 9] {
         [
             policy.into(),
+            self.number.to_string(),
             self.action.clone(),
             self.src.clone(),
             self.dst.clone(),
             self.protocol.clone().unwrap_or_else(|| "any".into()),
             self.port.map_or_else(|| "any".into(), |port| port.to_string()),
             self.packets.map_or_else(|| "-".into(), |packets| packets.to_string()),
+            self.shadow(),
         ]
     }
 }
@@ -129,7 +223,18 @@ impl View for Policies {
             self.policies.iter().flat_map(|policy| policy.rules.iter().map(|rule| rule.row(&policy.id)));
         let mut text = String::new();
         if self.policies.iter().any(|policy| !policy.rules.is_empty()) {
-            text = table(["POLICY", "ACTION", "SOURCE", "DESTINATION", "PROTOCOL", "PORT", "PACKETS"], rows);
+            let header = [
+                "POLICY",
+                "RULE",
+                "ACTION",
+                "SOURCE",
+                "DESTINATION",
+                "PROTOCOL",
+                "PORT",
+                "PACKETS",
+                "SHADOWED BY",
+            ];
+            text = table(header, rows);
             text.push('\n');
         }
         let line = one_line(&self.state.line());
@@ -151,14 +256,13 @@ fn packets(number: Option<u64>, fate: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::output::{Colours, json};
 
     const TERMINAL: Terminal = Terminal { now: Timestamp::UNIX_EPOCH, colours: Colours::Plain };
 
     fn response() -> wire::ListPoliciesResponse {
+        let shadow = |rule| wire::RuleReference { policy: "base".into(), rule, text: "allow * -> *".into() };
         let web = wire::PolicyRule {
             src: "*".into(),
             dst: "n-a1".into(),
@@ -166,6 +270,8 @@ mod tests {
             protocol: "tcp".into(),
             action: "allow".into(),
             packets: Some(42),
+            number: 1,
+            ..wire::PolicyRule::default()
         };
         let rest = wire::PolicyRule {
             src: "10.100.0.0/16".into(),
@@ -174,16 +280,28 @@ mod tests {
             protocol: String::new(),
             action: "deny".into(),
             packets: None,
+            number: 2,
+            shadowed_by: vec![shadow(1), shadow(2), shadow(3)],
+            shadowed_by_total: 20,
+            ..wire::PolicyRule::default()
+        };
+        let nobody = wire::PolicyRule {
+            src: "n-gone".into(),
+            dst: "*".into(),
+            action: "allow".into(),
+            number: 3,
+            matches_nobody: "there is no node n-gone".into(),
+            ..wire::PolicyRule::default()
         };
         wire::ListPoliciesResponse {
             state: Some(wire::PolicyState {
                 enabled: true,
                 default_action: "deny".into(),
                 policies: 1,
-                rules: 2,
+                rules: 3,
                 rejected: String::new(),
             }),
-            policies: vec![wire::Policy { id: "web".into(), rules: vec![web, rest] }],
+            policies: vec![wire::Policy { id: "web".into(), rules: vec![web, rest, nobody] }],
             denied_packets: Some(7),
             invalid_packets: Some(1),
         }
@@ -192,11 +310,12 @@ mod tests {
     #[test]
     fn the_table_shows_rules_in_order_and_what_was_denied() {
         let expected = "\
-POLICY  ACTION  SOURCE         DESTINATION  PROTOCOL  PORT  PACKETS
-web     allow   *              n-a1         tcp       8080  42
-web     deny    10.100.0.0/16  *            any       any   -
+POLICY  RULE  ACTION  SOURCE         DESTINATION  PROTOCOL  PORT  PACKETS  SHADOWED BY
+web     1     allow   *              n-a1         tcp       8080  42
+web     2     deny    10.100.0.0/16  *            any       any   -        base rule 1, base rule 2, 18 more
+web     3     allow   n-gone         *            any       any   -        matches nobody now: there is no node n-gone
 
-1 policy, 2 rules, default deny
+1 policy, 3 rules, default deny
 7 packets denied; 1 packet invalid
 ";
         assert_eq!(Policies::new(response()).render(&TERMINAL), expected);
@@ -223,7 +342,7 @@ web     deny    10.100.0.0/16  *            any       any   -
         let text = Policies::new(response).render(&TERMINAL);
         assert_eq!(
             text,
-            "1 policy, 2 rules, default deny; newest set refused: policy \"web\", rule 2: unknown action \
+            "1 policy, 3 rules, default deny; newest set refused: policy \"web\", rule 2: unknown action \
              \"drop\"\n7 packets denied; 1 packet invalid\n"
         );
     }
@@ -242,7 +361,7 @@ web     deny    10.100.0.0/16  *            any       any   -
     "enabled": true,
     "default_action": "deny",
     "policies": 1,
-    "rules": 2,
+    "rules": 3,
     "rejected": null
   },
   "policies": [
@@ -255,15 +374,23 @@ web     deny    10.100.0.0/16  *            any       any   -
           "dst": "n-a1",
           "protocol": "tcp",
           "port": 8080,
-          "packets": 42
+          "packets": 42,
+          "number": 1,
+          "shadowed_by": [],
+          "shadowed_by_total": 0,
+          "matches_nobody": null
         },
         {
-          "action": "deny",
-          "src": "10.100.0.0/16",
+          "action": "allow",
+          "src": "n-gone",
           "dst": "*",
           "protocol": null,
           "port": null,
-          "packets": null
+          "packets": null,
+          "number": 3,
+          "shadowed_by": [],
+          "shadowed_by_total": 0,
+          "matches_nobody": "there is no node n-gone"
         }
       ]
     }
@@ -272,6 +399,11 @@ web     deny    10.100.0.0/16  *            any       any   -
   "invalid_packets": 1
 }
 "#;
-        assert_eq!(json(&Policies::new(response())).unwrap(), expected);
+        let mut response = response();
+        let mut shadowed = response.policies[0].rules.remove(1);
+        assert_eq!(json(&Policies::new(response)).unwrap(), expected);
+        shadowed.shadowed_by.truncate(1);
+        let expected = r#"[{"policy":"base","rule":1,"text":"allow * -> *"}]"#;
+        assert_eq!(serde_json::to_string(&Rule::new(shadowed).shadowed_by).unwrap(), expected);
     }
 }

@@ -2,13 +2,15 @@
 //! does nothing holds the mount namespace; programs enter both by `nsenter`.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
+use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Uid, chown};
 
 use crate::binaries;
@@ -193,6 +195,24 @@ impl Host {
             command.env("LLVM_PROFILE_FILE", profile);
         }
         command
+    }
+
+    /// Runs `work` on a thread in the host's network namespace; a socket that it opens stays there.
+    #[track_caller]
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let path = Path::new("/run/netns").join(&self.0.netns);
+        let worked = thread::scope(|scope| {
+            let entered = scope.spawn(|| {
+                setns(fs::File::open(&path)?, CloneFlags::CLONE_NEWNET)?;
+                Ok::<T, io::Error>(work())
+            });
+            entered.join()
+        });
+        match worked {
+            Ok(Ok(value)) => value,
+            Ok(Err(error)) => panic!("cannot enter {}: {error}", path.display()),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 
     /// Runs a program to its end as root; one that takes longer than a minute is killed.

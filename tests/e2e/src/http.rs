@@ -2,13 +2,9 @@
 //! HTTP without a program, for what tests ask all the time of what is not under test.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
-use std::thread;
 use std::time::Duration;
-
-use nix::sched::{CloneFlags, setns};
 
 use crate::host::{As, Host};
 use crate::output::Output;
@@ -111,8 +107,6 @@ pub(crate) fn request(
         "{method} {path} HTTP/1.0\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n"
     );
     let exchange = || {
-        let namespace = File::open(format!("/run/netns/{}", host.netns()))?;
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(SILENCE))?;
         stream.write_all(&[head.as_bytes(), body.unwrap_or_default().as_bytes()].concat())?;
@@ -120,11 +114,7 @@ pub(crate) fn request(
         stream.read_to_end(&mut answer)?;
         Ok(String::from_utf8_lossy(&answer).into_owned())
     };
-    // The namespace is the thread's.
-    let answer: io::Result<String> = thread::scope(|scope| {
-        let exchanged = scope.spawn(exchange).join();
-        exchanged.unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
-    });
+    let answer: io::Result<String> = host.within(exchange);
     let answer = answer?;
     HttpAnswer::parse(&answer).ok_or_else(|| io::Error::other(format!("no answer: {answer}")))
 }

@@ -6,6 +6,7 @@
 //! daemons. What a lab made is gone when it is dropped, also after a panic; what a killed test left, [`sweep()`] removes,
 //! as every new lab does first.
 
+mod barrage;
 mod binaries;
 mod control_plane;
 mod daemon;
@@ -19,9 +20,11 @@ mod node;
 mod output;
 mod requirements;
 mod sweep;
+mod table;
 mod users;
 mod wait;
 
+pub use barrage::Barrage;
 pub use control_plane::ControlPlane;
 pub use daemon::{Daemon, Memory};
 pub use figures::median;
@@ -33,5 +36,6 @@ pub use node::Node;
 pub use output::Output;
 pub use requirements::require_root_and_tools;
 pub use sweep::{remove, sweep};
+pub use table::table_id;
 pub use users::ensure_users;
-pub use wait::{Attempt, wait_until};
+pub use wait::{Attempt, patient, wait_until};

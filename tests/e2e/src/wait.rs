@@ -1,4 +1,5 @@
-//! Waiting for what real processes do: polling with a deadline, the only place of the harness that sleeps.
+//! Waiting for what real processes do: polling with a deadline. But for the beat of a barrage nothing else of the harness
+//! sleeps.
 
 use std::fmt::Display;
 use std::thread;
@@ -43,7 +44,7 @@ impl<T, E: Display> Attempt for Result<T, E> {
 
 /// Returns `deadline` times `PLEXD_E2E_PATIENCE`, for a machine that is many times slower than others, as one that is
 /// emulated.
-pub(crate) fn patient(deadline: Duration) -> Duration {
+pub fn patient(deadline: Duration) -> Duration {
     let factor = std::env::var("PLEXD_E2E_PATIENCE").ok().and_then(|factor| factor.parse().ok());
     deadline.saturating_mul(factor.unwrap_or(1))
 }

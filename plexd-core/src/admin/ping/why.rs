@@ -6,17 +6,14 @@ use std::io;
 use ipnet::IpNet;
 use nix::errno::Errno;
 
-use crate::policy::{self, Action, Context, Flow, PolicySet};
+use crate::policy::{self, Action, Context, Flow, ICMP, ICMP_V6, PolicySet};
 use crate::reconcile::{FRESH, PeerStatus, Routes};
 use crate::types::NodeId;
-
-/// IP protocol numbers of ICMP and `ICMPv6`.
-const ICMP: (u8, u8) = (1, 58);
 
 /// Returns how policy of this node denies an echo to the peer; `None` if it does not. An answer needs no rule of its own:
 /// packets are judged by who opened their connection.
 pub(super) fn denied(policies: &PolicySet, context: &Context, peer: &PeerStatus) -> Option<String> {
-    let protocol = if peer.mesh_ip.is_ipv4() { ICMP.0 } else { ICMP.1 };
+    let protocol = if peer.mesh_ip.is_ipv4() { ICMP } else { ICMP_V6 };
     let flow = Flow { source: context.mesh_ip, destination: peer.mesh_ip, protocol, port: 0 };
     let decision = policy::evaluate(policies, context, &flow);
     if decision.action == Action::Allow {
@@ -24,22 +21,10 @@ pub(super) fn denied(policies: &PolicySet, context: &Context, peer: &PeerStatus)
     }
     let whom = format!("policy denies icmp to {} ({})", peer.id, peer.mesh_ip);
     let out = way_out(&context.node, &peer.id);
-    let Some((policy, number)) = decision.rule.and_then(|position| named(policies, position)) else {
+    let Some((policy, number)) = decision.rule.and_then(|position| policies.locate(position)) else {
         return Some(format!("{whom}: no rule allows it, and the default is deny; {out}"));
     };
-    Some(format!("{whom}: rule {number} of policy {policy} denies it; before it, {out}"))
-}
-
-/// Returns the id of the policy of the rule at `position` among all rules, and the rule's number in it, from 1 on.
-fn named(policies: &PolicySet, position: usize) -> Option<(&str, usize)> {
-    let mut before = 0;
-    for policy in &policies.policies {
-        if position < before + policy.rules.len() {
-            return Some((&policy.id, position - before + 1));
-        }
-        before += policy.rules.len();
-    }
-    None
+    Some(format!("{whom}: rule {number} of policy {} denies it; before it, {out}", policy.id))
 }
 
 fn way_out(node: &NodeId, peer: &NodeId) -> String {

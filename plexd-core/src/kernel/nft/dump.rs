@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use super::encode::{self, Carried, hook_number, ours};
-use super::expression::{Expression, expressions, verdict_code};
-use super::layout::key_bytes;
-use super::numbers::{OBJECT_IS_COUNTER, attribute, message};
+use super::data::Data;
+use super::encode::{Carried, hook_number, ours};
+use super::expression::{Expression, expressions};
+use super::maps::{self, Kind, Place, Stored};
+use super::numbers::{DATA_IS_VERDICT, OBJECT_IS_COUNTER, attribute, message};
 use super::socket::Channel;
 use super::wire::{Attributes, Message, Reader};
 use crate::kernel::{Count, Counters, ObservedTable};
 use crate::policy::Table;
-use crate::policy::table::{Expr, Verdict};
+use crate::policy::table::{Chain, Expr};
 
 /// How often to begin again when somebody changes something while we read.
 const ATTEMPTS: usize = 10;
@@ -47,21 +48,14 @@ struct DumpedExpression {
 #[derive(Debug, PartialEq, Eq)]
 enum Value {
     Bytes(Vec<u8>),
-    Data(Data),
-}
-
-/// A value or a verdict.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Data {
-    Value(Vec<u8>),
-    Verdict(i32, Option<String>),
+    Data(Option<Data>),
 }
 
 #[derive(Debug, Default)]
 struct DumpedMap {
-    /// Flags, length of the key, type of the data.
-    header: (u32, u32, u32),
-    entries: BTreeMap<Vec<u8>, (Data, u32, Count)>,
+    kind: Kind,
+    /// What each element says, and what it has counted.
+    elements: BTreeMap<Place, (Option<Data>, Count)>,
 }
 
 impl Dump {
@@ -142,10 +136,15 @@ impl Dump {
 
     fn add_map(&mut self, set: Reader<'_>) {
         let number = |kind| set.u32(kind).unwrap_or_default();
-        let header =
-            (number(attribute::SET_FLAGS), number(attribute::SET_KEY_LEN), number(attribute::SET_DATA_TYPE));
+        let data_type = number(attribute::SET_DATA_TYPE);
+        let kind = Kind {
+            flags: number(attribute::SET_FLAGS),
+            key_length: number(attribute::SET_KEY_LEN),
+            data_type,
+            data_length: if data_type == DATA_IS_VERDICT { 0 } else { number(attribute::SET_DATA_LEN) },
+        };
         let name = set.text(attribute::SET_NAME).unwrap_or_default();
-        self.maps.insert(name, DumpedMap { header, entries: BTreeMap::new() });
+        self.maps.insert(name, DumpedMap { kind, elements: BTreeMap::new() });
     }
 
     /// Compares with what should be.
@@ -161,7 +160,8 @@ impl Dump {
             return Some("the table is switched off, or has another owner".to_owned());
         }
         let chains = || expected.chains.iter().map(|chain| &chain.name);
-        let maps = || expected.maps.iter().map(|map| &map.name);
+        let classes = || expected.classes.iter().map(|classes| &classes.name);
+        let maps = || expected.maps.iter().map(|map| &map.name).chain(classes());
         names("chain", chains(), self.chains.keys())
             .or_else(|| names("map", maps(), self.maps.keys()))
             .or_else(|| names("counter", expected.counters.iter(), self.counters.keys()))
@@ -170,12 +170,33 @@ impl Dump {
             .or_else(|| self.map_difference(expected))
     }
 
+    /// Returns whether everything is there that `expected` has outside of chains' rules, of chains that nothing but rules
+    /// leads to, and of maps: the table itself, where the kernel calls it, and counters.
+    pub(super) fn has_frame_of(&self, expected: &Table) -> bool {
+        let there = self.chains.iter().filter_map(|(name, chain)| Some((name, chain.base.clone()?)));
+        let wanted: BTreeMap<_, _> =
+            expected.chains.iter().filter_map(|chain| Some((&chain.name, base(chain)?))).collect();
+        self.flags == 0
+            && self.strange.is_empty()
+            && there.eq(wanted)
+            && self.counters.keys().eq(expected.counters.iter().collect::<BTreeSet<_>>())
+    }
+
+    /// Returns the names of chains that only rules and entries lead to.
+    pub(super) fn regular_chains(&self) -> impl Iterator<Item = &String> {
+        self.chains.iter().filter(|(_, chain)| chain.base.is_none()).map(|(name, _)| name)
+    }
+
+    /// Returns the names of maps.
+    pub(super) fn maps(&self) -> impl Iterator<Item = &String> {
+        self.maps.keys()
+    }
+
     fn chain_difference(&self, expected: &Table) -> Option<String> {
         for chain in &expected.chains {
             let name = &chain.name;
             let Some(found) = self.chains.get(name) else { continue };
-            let base = chain.hook.map(|hook| (hook_number(hook), 0, 1, "filter".to_owned()));
-            if found.base != base {
+            if found.base != base(chain) {
                 return Some(format!("chain {name} has another hook, priority or policy"));
             }
             if found.rules.len() != chain.rules.len() {
@@ -192,24 +213,8 @@ impl Dump {
     }
 
     fn map_difference(&self, expected: &Table) -> Option<String> {
-        for map in &expected.maps {
-            let name = &map.name;
-            let Some(found) = self.maps.get(name) else { continue };
-            if found.header != encode::map_header(map) {
-                return Some(format!("map {name} is of another type"));
-            }
-            if found.entries.len() != map.entries.len() {
-                let (found, expected) = (found.entries.len(), map.entries.len());
-                return Some(format!("map {name} has {found} entries instead of {expected}"));
-            }
-            for (key, entry) in &map.entries {
-                let there = found.entries.get(&key_bytes(key, map.shape));
-                if !there.is_some_and(|(data, flags, _)| *flags == 0 && *data == Data::from(&entry.verdict)) {
-                    return Some(format!("map {name} has another entry for {key}"));
-                }
-            }
-        }
-        None
+        let mut maps = maps::of(expected).filter_map(|map| self.maps.get(map.name).map(|found| (map, found)));
+        maps.find_map(|(map, found)| found.difference(map))
     }
 
     /// Collects what was counted; only of a table that is the expected one.
@@ -223,7 +228,7 @@ impl Dump {
         for map in &expected.maps {
             let Some(found) = self.maps.get(&map.name) else { continue };
             for (key, entry) in &map.entries {
-                if let Some((_, _, count)) = found.entries.get(&key_bytes(key, map.shape)) {
+                if let Some((_, count)) = found.elements.get(&Place::of(key, map)) {
                     add(entry.rule, *count);
                 }
             }
@@ -247,9 +252,10 @@ impl Carried for Dump {
         self.counters.get(counter).copied().unwrap_or_default()
     }
 
-    fn entry(&self, map: &str, key: &[u8], verdict: &Verdict) -> Count {
-        let entry = self.maps.get(map).and_then(|map| map.entries.get(key));
-        entry.filter(|(data, ..)| *data == Data::from(verdict)).map(|(.., count)| *count).unwrap_or_default()
+    fn entry(&self, map: &str, place: &Place, verdict: &Data) -> Count {
+        let entry = self.maps.get(map).and_then(|map| map.elements.get(place));
+        let same = entry.filter(|(data, _)| data.as_ref() == Some(verdict));
+        same.map(|(_, count)| *count).unwrap_or_default()
     }
 
     fn rule(&self, chain: &str, rule: &[Expression]) -> Count {
@@ -273,33 +279,42 @@ impl DumpedMap {
     fn add_entries(&mut self, message: Reader<'_>) {
         for (_, element) in message.within(attribute::ELEMENTS).iter() {
             let element = Reader(element);
-            let Some(key) = element.within(attribute::ELEMENT_KEY).get(attribute::DATA_VALUE) else {
-                continue;
-            };
-            let data = Data::parse(element.within(attribute::ELEMENT_DATA));
+            let key = element.within(attribute::ELEMENT_KEY).get(attribute::DATA_VALUE).unwrap_or_default();
             let flags = element.u32(attribute::ELEMENT_FLAGS).unwrap_or_default();
+            let data = Data::parse(element.within(attribute::ELEMENT_DATA));
             let counter = element.within(attribute::ELEMENT_EXPR).within(attribute::EXPR_DATA);
-            self.entries.insert(key.to_vec(), (data, flags, count(counter)));
+            self.elements.insert(Place { key: key.to_vec(), flags }, (data, count(counter)));
         }
+    }
+
+    /// Says what is not as it should be.
+    fn difference(&self, expected: Stored<'_>) -> Option<String> {
+        let name = expected.name;
+        if self.kind != expected.kind {
+            return Some(format!("map {name} is of another type"));
+        }
+        let mut places = Vec::new();
+        for element in expected.elements {
+            let Some((data, _)) = self.elements.get(&element.place) else {
+                return Some(format!("map {name} has no entry for {}", element.at));
+            };
+            if *data != element.data {
+                return Some(format!("map {name} has another entry for {}", element.at));
+            }
+            places.push(element.place);
+        }
+        if places.len() == self.elements.len() {
+            return None;
+        }
+        let places = BTreeSet::from_iter(places);
+        let added = self.elements.keys().find(|place| !places.contains(place));
+        added.map(|place| format!("map {name} has an entry too many, for {}", place.shown(expected.kind)))
     }
 }
 
-impl Data {
-    fn parse(data: Reader<'_>) -> Self {
-        if let Some(value) = data.get(attribute::DATA_VALUE) {
-            return Self::Value(value.to_vec());
-        }
-        let verdict = data.within(attribute::DATA_VERDICT);
-        let code = verdict.u32(attribute::VERDICT_CODE).unwrap_or_default().cast_signed();
-        Self::Verdict(code, verdict.text(attribute::VERDICT_CHAIN))
-    }
-}
-
-impl From<&Verdict> for Data {
-    fn from(verdict: &Verdict) -> Self {
-        let (code, chain) = verdict_code(verdict);
-        Self::Verdict(code, chain.map(str::to_owned))
-    }
+/// Hook, priority, policy and type of a base chain.
+fn base(chain: &Chain) -> Option<(u32, i32, i32, String)> {
+    chain.hook.map(|hook| (hook_number(hook), 0, 1, "filter".to_owned()))
 }
 
 /// Returns whether a rule is the expected one. Attributes that we did not send are not looked at: newer kernels may tell

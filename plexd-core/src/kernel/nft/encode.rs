@@ -1,28 +1,29 @@
-//! A table's objects as nftables messages: counters, chains, maps with their entries, rules. What rules are made of is in
-//! `expression`, how keys lie in registers in `layout`.
+//! A table's objects as nftables messages: counters, chains, maps with their elements, rules. What rules are made of is in
+//! `expression`, what is in maps in `maps`.
 
-use super::expression::{Expression, counts, named, value, verdict_data};
-use super::layout::{Layout, key_bytes};
-use super::numbers::{DATA_IS_VERDICT, OBJECT_IS_COUNTER, SET_IS_MAP, attribute, message};
+use super::data::{Data, value};
+use super::expression::{Expression, counts, named};
+use super::maps::{Element, Place, Stored};
+use super::numbers::{ELEMENT_IS_END, OBJECT_IS_COUNTER, attribute, message};
 use super::wire::{Attributes, NLM_F_APPEND, NLM_F_CREATE};
 use crate::kernel::Count;
 use crate::policy::Table;
-use crate::policy::table::{Chain, Hook, Map, Verdict};
+use crate::policy::table::{Chain, Hook};
 
 /// Priority `filter`.
 const PRIORITY_FILTER: i32 = 0;
 /// `NF_ACCEPT`, the policy of base chains.
 const POLICY_ACCEPT: u32 = 1;
 
-/// Bytes of entries in one message; an attribute holds 64 KiB at most.
-const ENTRIES_PER_MESSAGE: usize = 48 * 1024;
+/// Bytes of elements in one message; an attribute holds 64 KiB at most.
+const ELEMENTS_PER_MESSAGE: usize = 48 * 1024;
 
 /// What a new table's counters begin with.
 pub(super) trait Carried {
     /// Returns what the named counter is to begin with.
     fn named(&self, counter: &str) -> Count;
     /// Returns what the entry of a map is to begin with.
-    fn entry(&self, map: &str, key: &[u8], verdict: &Verdict) -> Count;
+    fn entry(&self, map: &str, place: &Place, verdict: &Data) -> Count;
     /// Returns what a counting rule is to begin with.
     fn rule(&self, chain: &str, rule: &[Expression]) -> Count;
 }
@@ -42,6 +43,30 @@ pub(super) fn table() -> Request {
     let mut attributes = ours();
     attributes.u32(attribute::TABLE_FLAGS, 0);
     (message::NEWTABLE, NLM_F_CREATE, attributes)
+}
+
+/// Returns the message that removes the table with all that is in it.
+pub(super) fn no_table() -> Request {
+    (message::DELTABLE, 0, ours())
+}
+
+/// Returns the message that removes all rules of all chains.
+pub(super) fn no_rules() -> Request {
+    (message::DELRULE, 0, ours())
+}
+
+/// Returns the message that removes a map with its entries; no rule may use it any more.
+pub(super) fn no_map(name: &str) -> Request {
+    let mut attributes = ours();
+    attributes.text(attribute::SET_NAME, name);
+    (message::DELSET, 0, attributes)
+}
+
+/// Returns the message that removes a chain without rules; no rule or entry may lead to it any more.
+pub(super) fn no_chain(name: &str) -> Request {
+    let mut attributes = ours();
+    attributes.text(attribute::CHAIN_NAME, name);
+    (message::DELCHAIN, 0, attributes)
 }
 
 /// Returns the message that makes a counter.
@@ -80,43 +105,51 @@ pub(super) fn hook_number(hook: Hook) -> u32 {
 }
 
 /// Returns the message that makes a map; `id` tells maps of one transaction apart.
-pub(super) fn map(map: &Map, id: u32) -> Request {
-    let layout = Layout::of(map.shape);
-    let size = u32::try_from(map.entries.len()).expect("entries are bounded by the contract");
-    let mut description = Attributes::default();
-    description.u32(attribute::DESC_SIZE, size);
+pub(super) fn map(map: &Stored<'_>, id: u32) -> Request {
     let mut attributes = ours();
     attributes
-        .text(attribute::SET_NAME, &map.name)
-        .u32(attribute::SET_FLAGS, SET_IS_MAP)
-        .u32(attribute::SET_KEY_TYPE, layout.key_type())
-        .u32(attribute::SET_KEY_LEN, layout.key_length())
-        .u32(attribute::SET_DATA_TYPE, DATA_IS_VERDICT)
-        .nest(attribute::SET_DESC, &description)
-        .u32(attribute::SET_ID, id)
-        .nest(attribute::SET_EXPR, &named("counter", &counts(Count::default())));
+        .text(attribute::SET_NAME, map.name)
+        .u32(attribute::SET_FLAGS, map.kind.flags)
+        .u32(attribute::SET_KEY_TYPE, map.key_type)
+        .u32(attribute::SET_KEY_LEN, map.kind.key_length)
+        .u32(attribute::SET_DATA_TYPE, map.kind.data_type)
+        .u32(attribute::SET_ID, id);
+    if map.kind.data_length > 0 {
+        attributes.u32(attribute::SET_DATA_LEN, map.kind.data_length);
+    }
+    if let Some(size) = map.size {
+        let mut description = Attributes::default();
+        description.u32(attribute::DESC_SIZE, size);
+        attributes.nest(attribute::SET_DESC, &description);
+    }
+    if map.counts {
+        attributes.nest(attribute::SET_EXPR, &named("counter", &counts(Count::default())));
+    }
     (message::NEWSET, NLM_F_CREATE, attributes)
 }
 
-/// Returns the messages that fill a map.
-pub(super) fn entries<'a>(
-    map: &'a Map,
+/// Returns the messages that fill a map. The end of an interval is in the message of its start: one without an end would
+/// reach to the last address.
+pub(super) fn elements<'a>(
+    map: Stored<'a>,
     id: u32,
     carried: &'a dyn Carried,
 ) -> impl Iterator<Item = Request> + use<'a> {
-    let mut left = map.entries.iter();
+    let Stored { name, counts, elements, .. } = map;
+    let mut left = elements.peekable();
+    let is_end = |element: &Element<'_>| element.place.flags == ELEMENT_IS_END;
     std::iter::from_fn(move || {
         let mut list = Attributes::default();
-        while list.len() < ENTRIES_PER_MESSAGE {
-            let Some((key, entry)) = left.next() else { break };
-            let key = key_bytes(key, map.shape);
-            let count = carried.entry(&map.name, &key, &entry.verdict);
-            list.nest(attribute::LIST_ELEMENT, &element(&key, &entry.verdict, count));
+        while let Some(next) = left.next_if(|next| list.len() < ELEMENTS_PER_MESSAGE || is_end(next)) {
+            // An element that is not said to count gets a counter of its own all the same, if the map has them.
+            let data = next.data.as_ref().filter(|_| counts && next.place.flags == 0);
+            let count = data.map(|data| carried.entry(name, &next.place, data));
+            list.nest(attribute::LIST_ELEMENT, &element(&next, count));
         }
         (list.len() > 0).then(|| {
             let mut attributes = ours();
             attributes
-                .text(attribute::SET_NAME, &map.name)
+                .text(attribute::SET_NAME, name)
                 .u32(attribute::ELEMENTS_SET_ID, id)
                 .nest(attribute::ELEMENTS, &list);
             (message::NEWSETELEM, NLM_F_CREATE, attributes)
@@ -124,13 +157,22 @@ pub(super) fn entries<'a>(
     })
 }
 
-fn element(key: &[u8], verdict: &Verdict, count: Count) -> Attributes {
-    let mut element = Attributes::default();
-    element
-        .nest(attribute::ELEMENT_KEY, &value(key))
-        .nest(attribute::ELEMENT_DATA, &verdict_data(verdict))
-        .nest(attribute::ELEMENT_EXPR, &named("counter", &counts(count)));
-    element
+fn element(element: &Element<'_>, count: Option<Count>) -> Attributes {
+    let Place { key, flags } = &element.place;
+    let mut attributes = Attributes::default();
+    if *flags != 0 {
+        attributes.u32(attribute::ELEMENT_FLAGS, *flags);
+    }
+    if !key.is_empty() {
+        attributes.nest(attribute::ELEMENT_KEY, &value(key));
+    }
+    if let Some(data) = &element.data {
+        attributes.nest(attribute::ELEMENT_DATA, &data.attributes());
+    }
+    if let Some(count) = count {
+        attributes.nest(attribute::ELEMENT_EXPR, &named("counter", &counts(count)));
+    }
+    attributes
 }
 
 /// Returns the message that appends a rule to a chain.
@@ -142,10 +184,4 @@ pub(super) fn rule(chain: &str, expressions: &[Expression]) -> Request {
     let mut attributes = ours();
     attributes.text(attribute::RULE_CHAIN, chain).nest(attribute::RULE_EXPRESSIONS, &list);
     (message::NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attributes)
-}
-
-/// Returns the flags, key type and key length of a map, as a dump has them.
-pub(super) fn map_header(map: &Map) -> (u32, u32, u32) {
-    let layout = Layout::of(map.shape);
-    (SET_IS_MAP, layout.key_length(), DATA_IS_VERDICT)
 }

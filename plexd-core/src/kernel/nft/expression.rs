@@ -1,18 +1,13 @@
 //! Rules as the kernel's expressions: small instructions that load something into a register, compare it, or decide. The
 //! order of their attributes and the numbering of registers are those in which the kernel gives them back.
 
-use super::layout::Layout;
+use super::data::{Data, value};
+use super::layout::{Cut, Layout};
 use super::numbers::{OBJECT_IS_COUNTER, PAYLOAD_OF_TRANSPORT, attribute, ct, meta};
 use super::wire::Attributes;
 use crate::kernel::Count;
-use crate::policy::table::{Expr, Family, Map, Verdict};
+use crate::policy::table::{Expr, Family, Map};
 use crate::policy::{TCP, Table};
-
-/// `NF_ACCEPT`, `NF_DROP`, `NFT_JUMP`, `NFT_GOTO`.
-const ACCEPT: i32 = 1;
-const DROP: i32 = 0;
-const JUMP: i32 = -3;
-const GOTO: i32 = -4;
 
 /// One expression of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,11 +73,11 @@ fn expression(table: &Table, expr: &Expr) -> Vec<Expression> {
             vec![Expression { name: "objref", data }]
         }
         Expr::CountRule(_) => vec![Expression { name: "counter", data: counts(Count::default()) }],
-        Expr::Lookup(map) => lookup(table.maps.get(*map).expect("a table has the maps it looks up")),
+        Expr::Lookup(list) => lookups(table, list),
         Expr::Verdict(verdict) => {
             let mut data = Attributes::default();
             data.u32(attribute::IMMEDIATE_DREG, REGISTER_VERDICT)
-                .nest(attribute::IMMEDIATE_DATA, &verdict_data(verdict));
+                .nest(attribute::IMMEDIATE_DATA, &Data::from(verdict).attributes());
             vec![Expression { name: "immediate", data }]
         }
     }
@@ -173,25 +168,48 @@ fn mask(word: u32, bits: &[u8]) -> Expression {
     Expression { name: "bitwise", data }
 }
 
-/// Loads the parts of the original tuple that the map looks at side by side, and looks them up.
-fn lookup(map: &Map) -> Vec<Expression> {
-    let layout = Layout::of(map.shape);
-    let mut expressions = Vec::new();
-    let mut word = 0;
-    for part in layout.parts() {
-        expressions.push(tracked(part.key, part.direction, word));
-        if let Some(bits) = part.mask {
-            expressions.push(mask(word, &bits));
-        }
+/// Loads the parts of the original tuple side by side, as many as the map that looks at most of them needs, and looks them
+/// up in one map after the other: the key of each is what the registers hold from the same one on.
+///
+/// What gives a class writes a word of no meaning before it, so that it goes to the register before that of the address:
+/// `nft` (1.0.6) ends with a failed assertion if a part of a key is what a map gave, but knows registers only by the first
+/// of what was loaded. Then the last part is loaded first, as the word before it is overwritten by the part before it.
+fn lookups(table: &Table, list: &[usize]) -> Vec<Expression> {
+    let maps = list.iter().map(|map| table.maps.get(*map).expect("a table has the maps it looks up"));
+    let maps: Vec<&Map> = maps.collect();
+    let Some(most) = maps.iter().max_by_key(|map| map.shape.service) else { return Vec::new() };
+    let parts: Vec<_> = Layout::of(most.shape).parts().collect();
+    let first = u32::from(parts.iter().any(|part| matches!(part.cut, Cut::Class(_))));
+    let mut word = first;
+    let mut loads: Vec<Vec<Expression>> = Vec::new();
+    for part in &parts {
+        let load = tracked(part.key, part.direction, word);
+        loads.push(match &part.cut {
+            Cut::Nothing => vec![load],
+            Cut::Bits(bits) => vec![load, mask(word, bits)],
+            Cut::Class(position) => {
+                let classes = table.classes.get(*position).expect("a table has the classes its maps look at");
+                vec![load, lookup(&classes.name, register(word), register(word - 1))]
+            }
+        });
         word += part.words;
     }
-    let mut data = Attributes::default();
-    data.text(attribute::LOOKUP_SET, &map.name)
-        .u32(attribute::LOOKUP_SREG, register(0))
-        .u32(attribute::LOOKUP_DREG, REGISTER_VERDICT)
-        .u32(attribute::LOOKUP_FLAGS, 0);
-    expressions.push(Expression { name: "lookup", data });
+    if first > 0 {
+        loads.reverse();
+    }
+    let mut expressions = loads.concat();
+    expressions.extend(maps.iter().map(|map| lookup(&map.name, register(first), REGISTER_VERDICT)));
     expressions
+}
+
+/// Looks up in a map what is in the registers from `key` on; what is found goes to `found`.
+fn lookup(map: &str, key: u32, found: u32) -> Expression {
+    let mut data = Attributes::default();
+    data.text(attribute::LOOKUP_SET, map)
+        .u32(attribute::LOOKUP_SREG, key)
+        .u32(attribute::LOOKUP_DREG, found)
+        .u32(attribute::LOOKUP_FLAGS, 0);
+    Expression { name: "lookup", data }
 }
 
 /// Returns an expression by its name.
@@ -205,35 +223,5 @@ pub(super) fn named(name: &str, data: &Attributes) -> Attributes {
 pub(super) fn counts(count: Count) -> Attributes {
     let mut data = Attributes::default();
     data.u64(attribute::COUNTER_BYTES, count.bytes).u64(attribute::COUNTER_PACKETS, count.packets);
-    data
-}
-
-/// Returns a value as data.
-pub(super) fn value(bytes: &[u8]) -> Attributes {
-    let mut data = Attributes::default();
-    data.bytes(attribute::DATA_VALUE, bytes);
-    data
-}
-
-/// Returns the kernel's code for a verdict, and the chain it names.
-pub(super) fn verdict_code(verdict: &Verdict) -> (i32, Option<&str>) {
-    match verdict {
-        Verdict::Accept => (ACCEPT, None),
-        Verdict::Drop => (DROP, None),
-        Verdict::Jump(chain) => (JUMP, Some(chain)),
-        Verdict::Goto(chain) => (GOTO, Some(chain)),
-    }
-}
-
-/// Returns a verdict as data.
-pub(super) fn verdict_data(verdict: &Verdict) -> Attributes {
-    let (code, chain) = verdict_code(verdict);
-    let mut inner = Attributes::default();
-    inner.bytes(attribute::VERDICT_CODE, &code.to_be_bytes());
-    if let Some(chain) = chain {
-        inner.text(attribute::VERDICT_CHAIN, chain);
-    }
-    let mut data = Attributes::default();
-    data.nest(attribute::DATA_VERDICT, &inner);
     data
 }

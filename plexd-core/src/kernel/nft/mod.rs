@@ -1,13 +1,16 @@
-//! nftables over netlink, without a C library and without `nft`: the table `inet plexd` is put in place whole, in one
-//! transaction, and read back whole. No other table is changed.
+//! nftables over netlink, without a C library and without `nft`: all of the table `inet plexd` is replaced in one transaction,
+//! and read back whole. No other table is changed.
 //!
-//! - `wire`: bytes; `encode`, `expression`, `layout`: our table as messages
+//! - `wire`: bytes; `encode`, `expression`, `maps`, `classes`, `layout`, `data`: our table as messages
 //! - `socket`: requests and transactions; `dump`: what is there; [`Monitor`]: whether others changed it
 
+mod classes;
+mod data;
 mod dump;
 mod encode;
 mod expression;
 mod layout;
+mod maps;
 mod monitor;
 mod numbers;
 mod socket;
@@ -22,7 +25,6 @@ use nix::libc;
 
 use self::dump::Dump;
 use self::encode::Carried;
-use self::numbers::message;
 use self::socket::{Channel, Refusal, Transaction};
 use super::{Applied, Firewall, KernelError, ObservedTable};
 use crate::policy::Table;
@@ -141,51 +143,94 @@ impl State {
         Ok(self.applied)
     }
 
-    /// Replaces the table in one transaction: made if it was not there, so that it can be deleted, and made anew.
+    /// Replaces what is there in one transaction.
     fn put(&mut self, table: &Table, old: &Dump) -> Result<(), Refusal<Subject>> {
+        if old.has_frame_of(table) {
+            match self.put_in_place(table, old) {
+                // Somebody changed it since it was read.
+                Err(refusal) if !lacks_log(&refusal) => {}
+                done => return done,
+            }
+        }
+        self.put_anew(table, old)
+    }
+
+    /// Replaces what is in the table, its maps, rules and the chains that rules lead to, and leaves the chains that the
+    /// kernel calls. To replace those as well would leave a gap for a packet that is being judged at that moment: the kernel
+    /// calls the new chain before the old one, and decides for each which of its rules are in force. A packet that comes
+    /// to the new chain before the change and to the old one after it finds no rules in either.
+    fn put_in_place(&mut self, table: &Table, old: &Dump) -> Result<(), Refusal<Subject>> {
         let mut transaction = self.channel.transaction();
-        let add = |transaction: &mut Transaction<Subject>,
-                   subject,
-                   (message, flags, attributes): encode::Request| {
-            transaction.add(subject, message, flags, &attributes);
-        };
+        add(&mut transaction, Subject::Table, encode::no_rules());
+        for map in old.maps() {
+            add(&mut transaction, Subject::Map(map.clone()), encode::no_map(map));
+        }
+        for chain in old.regular_chains() {
+            add(&mut transaction, Subject::Chain(chain.clone()), encode::no_chain(chain));
+        }
+        for chain in table.chains.iter().filter(|chain| chain.hook.is_none()) {
+            add(&mut transaction, Subject::Chain(chain.name.clone()), encode::chain(chain));
+        }
+        add_contents(&mut transaction, table, old);
+        self.channel.commit(transaction)
+    }
+
+    /// Replaces the table: made if it was not there, so that it can be deleted, and made anew.
+    fn put_anew(&mut self, table: &Table, old: &Dump) -> Result<(), Refusal<Subject>> {
+        let mut transaction = self.channel.transaction();
         add(&mut transaction, Subject::Table, encode::table());
-        add(&mut transaction, Subject::Table, (message::DELTABLE, 0, encode::ours()));
+        add(&mut transaction, Subject::Table, encode::no_table());
         add(&mut transaction, Subject::Table, encode::table());
         for counter in &table.counters {
             let request = encode::counter(counter, old.named(counter));
             add(&mut transaction, Subject::Counter(counter.clone()), request);
         }
-        for chain in &table.chains {
+        // Those that stay when the rest is replaced come first, so that a table is listed alike whichever way it came.
+        let (called, regular): (Vec<_>, Vec<_>) = table.chains.iter().partition(|chain| chain.hook.is_some());
+        for chain in called.into_iter().chain(regular) {
             add(&mut transaction, Subject::Chain(chain.name.clone()), encode::chain(chain));
         }
-        for (map, id) in table.maps.iter().zip(1..) {
-            add(&mut transaction, Subject::Map(map.name.clone()), encode::map(map, id));
-            for request in encode::entries(map, id, old) {
-                add(&mut transaction, Subject::Entries(map.name.clone()), request);
-            }
-        }
-        for chain in &table.chains {
-            for (rule, number) in chain.rules.iter().zip(1..) {
-                let mut expressions = expression::expressions(table, rule);
-                if rule.iter().any(|expr| matches!(expr, Expr::CountRule(_))) {
-                    let count = old.rule(&chain.name, &expressions);
-                    expression::begin_with(&mut expressions, count);
-                }
-                let logs = rule.iter().any(|expr| matches!(expr, Expr::Log { .. }));
-                let subject = Subject::Rule { chain: chain.name.clone(), number, logs };
-                add(&mut transaction, subject, encode::rule(&chain.name, &expressions));
-            }
-        }
+        add_contents(&mut transaction, table, old);
         self.channel.commit(transaction)
     }
 
     fn remove(&mut self) -> Result<(), KernelError> {
         let mut transaction = self.channel.transaction();
-        transaction.add(Subject::Table, message::DELTABLE, 0, &encode::ours());
+        add(&mut transaction, Subject::Table, encode::no_table());
         match self.channel.commit(transaction) {
             Err(refusal) if refusal.errno() != Some(libc::ENOENT) => Err(refused("remove", refusal)),
             _ => Ok(()),
+        }
+    }
+}
+
+fn add(
+    transaction: &mut Transaction<Subject>,
+    subject: Subject,
+    (message, flags, attributes): encode::Request,
+) {
+    transaction.add(subject, message, flags, &attributes);
+}
+
+/// Adds maps and rules, for chains that are there or were added.
+fn add_contents(transaction: &mut Transaction<Subject>, table: &Table, old: &Dump) {
+    for (map, id) in maps::of(table).zip(1..) {
+        let name = map.name.to_owned();
+        add(transaction, Subject::Map(name.clone()), encode::map(&map, id));
+        for request in encode::elements(map, id, old) {
+            add(transaction, Subject::Entries(name.clone()), request);
+        }
+    }
+    for chain in &table.chains {
+        for (rule, number) in chain.rules.iter().zip(1..) {
+            let mut expressions = expression::expressions(table, rule);
+            if rule.iter().any(|expr| matches!(expr, Expr::CountRule(_))) {
+                let count = old.rule(&chain.name, &expressions);
+                expression::begin_with(&mut expressions, count);
+            }
+            let logs = rule.iter().any(|expr| matches!(expr, Expr::Log { .. }));
+            let subject = Subject::Rule { chain: chain.name.clone(), number, logs };
+            add(transaction, subject, encode::rule(&chain.name, &expressions));
         }
     }
 }

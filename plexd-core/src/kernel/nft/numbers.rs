@@ -7,10 +7,13 @@ pub(super) mod message {
     pub(in super::super) const DELTABLE: u16 = 2;
     pub(in super::super) const NEWCHAIN: u16 = 3;
     pub(in super::super) const GETCHAIN: u16 = 4;
+    pub(in super::super) const DELCHAIN: u16 = 5;
     pub(in super::super) const NEWRULE: u16 = 6;
     pub(in super::super) const GETRULE: u16 = 7;
+    pub(in super::super) const DELRULE: u16 = 8;
     pub(in super::super) const NEWSET: u16 = 9;
     pub(in super::super) const GETSET: u16 = 10;
+    pub(in super::super) const DELSET: u16 = 11;
     pub(in super::super) const NEWSETELEM: u16 = 12;
     pub(in super::super) const GETSETELEM: u16 = 13;
     pub(in super::super) const NEWGEN: u16 = 15;
@@ -43,6 +46,7 @@ pub(super) mod attribute {
     pub(in super::super) const SET_KEY_TYPE: u16 = 4;
     pub(in super::super) const SET_KEY_LEN: u16 = 5;
     pub(in super::super) const SET_DATA_TYPE: u16 = 6;
+    pub(in super::super) const SET_DATA_LEN: u16 = 7;
     pub(in super::super) const SET_DESC: u16 = 9;
     pub(in super::super) const SET_ID: u16 = 10;
     pub(in super::super) const SET_EXPR: u16 = 17;
@@ -137,12 +141,19 @@ pub(super) mod datatype {
     pub(in super::super) const IPV6_ADDRESS: u32 = 8;
     pub(in super::super) const INET_PROTOCOL: u32 = 12;
     pub(in super::super) const INET_SERVICE: u32 = 13;
+    pub(in super::super) const MARK: u32 = 19;
 }
 
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
 pub(super) const PAYLOAD_OF_TRANSPORT: u32 = 2;
+/// `NFT_SET_INTERVAL`: an element is where something begins, or where it ends.
+pub(super) const SET_IS_INTERVAL: u32 = 0x4;
 /// `NFT_SET_MAP`.
 pub(super) const SET_IS_MAP: u32 = 0x8;
+/// `NFT_SET_ELEM_INTERVAL_END`.
+pub(super) const ELEMENT_IS_END: u32 = 0x1;
+/// `NFT_SET_ELEM_CATCHALL`, since Linux 5.13: it has no key and stands for what no other element has.
+pub(super) const ELEMENT_IS_REST: u32 = 0x2;
 /// `NFT_DATA_VERDICT`: a map's values are verdicts.
 pub(super) const DATA_IS_VERDICT: u32 = 0xffff_ff00;
 /// `NFT_OBJECT_COUNTER`.

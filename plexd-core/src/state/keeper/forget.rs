@@ -27,6 +27,7 @@ impl Keeper {
         self.events += 1;
         self.awaits_pull = false;
         self.nonces = Nonces::default();
+        self.replaced = None;
         let empty = Arc::new(Desired::default());
         let removed = self.store.start_over();
         if removed.is_ok() {

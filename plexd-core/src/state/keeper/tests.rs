@@ -274,6 +274,45 @@ async fn a_refused_policy_set_is_a_problem_until_a_valid_one_comes_even_over_a_r
 }
 
 #[tokio::test]
+async fn until_a_policy_set_is_known_to_compile_the_one_that_did_is_kept_even_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut rig = Rig::new(&folder);
+    let pulled = async |rig: &Rig, number| {
+        rig.pull(FullState { policies: Ok(policies(number)), ..FullState::default() }).await;
+        Arc::clone(&rig.desired().policies)
+    };
+    // What is kept shows after a restart: nobody has to look at it before.
+    let id = |set: &PolicySet| set.policies[0].id.clone();
+    let kept = |rig: &Rig| rig.desired().policies_before.as_deref().map(id);
+    let newest = |rig: &Rig| id(&rig.desired().policies);
+    let first = pulled(&rig, 1).await;
+    rig.state.compiled(first).await;
+    rig = rig.restarted().await;
+    assert_eq!(kept(&rig), None, "it is the newest");
+    // Two that nobody said compile.
+    pulled(&rig, 2).await;
+    pulled(&rig, 3).await;
+    rig = rig.restarted().await;
+    assert_eq!((newest(&rig), kept(&rig)), ("pol_3".to_owned(), Some("pol_1".to_owned())));
+    // News of one that was replaced meanwhile.
+    let before = Arc::clone(&rig.desired().policies);
+    pulled(&rig, 4).await;
+    rig.state.compiled(before).await;
+    rig = rig.restarted().await;
+    assert_eq!((newest(&rig), kept(&rig)), ("pol_4".to_owned(), Some("pol_3".to_owned())));
+    // A set of which nothing is known, as that of an identity that was given up, is nobody's.
+    rig.state.compiled(Arc::new(policies(9))).await;
+    rig = rig.restarted().await;
+    assert_eq!(kept(&rig).as_deref(), Some("pol_3"));
+    // Back to the one that is kept, which compiles still.
+    let last = pulled(&rig, 3).await;
+    rig.state.compiled(last).await;
+    rig = rig.restarted().await;
+    assert_eq!((newest(&rig), kept(&rig)), ("pol_3".to_owned(), None));
+    rig.shutdown.cancel();
+}
+
+#[tokio::test]
 async fn what_a_pull_left_out_is_told_in_short_until_it_is_right() {
     let folder = tempfile::tempdir().unwrap();
     let rig = Rig::new(&folder);

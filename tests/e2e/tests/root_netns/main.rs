@@ -15,6 +15,8 @@ mod lifecycle;
 mod mesh;
 mod offline;
 mod ping;
+mod policies;
+mod policy;
 #[expect(clippy::unwrap_used, reason = "helpers of tests")]
 mod privileges;
 mod restart;

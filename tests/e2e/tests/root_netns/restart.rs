@@ -16,7 +16,7 @@ const ROUNDS: u64 = 1;
 
 /// How core is replaced by another process.
 #[derive(Debug, Clone, Copy)]
-enum Way {
+pub(crate) enum Way {
     Restarted,
     Killed,
     Upgraded,
@@ -48,7 +48,7 @@ fn handshake(member: &Member) -> u64 {
 }
 
 /// Replaces the process of plexd-core.
-fn replace_core(member: &mut Member, way: Way, round: u64) {
+pub(crate) fn replace_core(member: &mut Member, way: Way, round: u64) {
     let copy = member.node.host().directory().join(format!("plexd-core-{round}")).display().to_string();
     if let Way::Upgraded = way {
         let program = member.node.host().program("plexd-core");

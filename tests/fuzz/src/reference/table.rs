@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use ipnet::IpNet;
-use plexd_core::policy::table::{Detail, Expr, Key, Map, Verdict};
+use plexd_core::policy::table::{Detail, Expr, Key, Map, Part, Verdict};
 use plexd_core::policy::{Action, Flow, Service, Table};
 
 const TCP: u8 = 6;
@@ -20,7 +20,7 @@ pub fn decide(table: &Table, flow: &Flow, default: Action) -> Action {
     for rule in &chain.rules {
         for step in rule {
             let verdict = match step {
-                Expr::Lookup(map) => look_up(&table.maps[*map], flow),
+                Expr::Lookup(maps) => maps.iter().find_map(|map| look_up(table, &table.maps[*map], flow)),
                 Expr::Verdict(verdict) => Some(verdict),
                 _ => None,
             };
@@ -35,7 +35,7 @@ pub fn decide(table: &Table, flow: &Flow, default: Action) -> Action {
     default
 }
 
-fn look_up<'a>(map: &'a Map, flow: &Flow) -> Option<&'a Verdict> {
+fn look_up<'a>(table: &Table, map: &'a Map, flow: &Flow) -> Option<&'a Verdict> {
     let port = NonZeroU16::new(flow.port);
     let service = match (map.shape.service, flow.protocol) {
         (Detail::Nothing, _) => Service::Any,
@@ -45,7 +45,13 @@ fn look_up<'a>(map: &'a Map, flow: &Flow) -> Option<&'a Verdict> {
         (Detail::Port, UDP) => Service::Udp(Some(port?)),
         (Detail::Protocol | Detail::Port, _) => return None,
     };
-    let cut = |address: IpAddr, bits: u8| IpNet::new(address, bits).expect("a shape of the family").trunc();
+    let cut = |address: IpAddr, part: Part| match part {
+        Part::Bits(bits) => IpNet::new(address, bits).expect("a shape of the family").trunc(),
+        Part::Class(at) => {
+            let begun = table.classes[at].starts.iter().rfind(|(start, _)| **start <= address);
+            begun.map_or(table.classes[at].rest, |(_, class)| *class).into()
+        }
+    };
     let key = Key {
         source: cut(flow.source, map.shape.source),
         destination: cut(flow.destination, map.shape.destination),

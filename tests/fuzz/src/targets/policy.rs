@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use plexd_core::control::convert;
+use plexd_core::policy::table::{Detail, Key, Part};
 use plexd_core::policy::{
     Action, Context, Flow, MAX_ENTRIES, MAX_RULES, PolicySet, Selector, Service, compile, evaluate, visible,
 };
@@ -40,7 +41,17 @@ fn check(set: &PolicySet, context: &Context) {
     assert_eq!(compile(set, context).as_ref(), Ok(&Some(table.clone())));
     assert!(table.maps.iter().map(|map| map.entries.len()).sum::<usize>() <= MAX_ENTRIES);
     for map in &table.maps {
-        assert!(map.entries.keys().all(|key| key.shape() == Some(map.shape)), "{}", map.name);
+        let fits = |net: &IpNet, part: Part| match part {
+            Part::Bits(bits) => net.prefix_len() == bits,
+            Part::Class(at) => table.classes[at].starts.values().any(|class| IpNet::from(*class) == *net),
+        };
+        let shape = map.shape;
+        let fit = |key: &Key| {
+            fits(&key.source, shape.source)
+                && fits(&key.destination, shape.destination)
+                && Detail::of(key.service) == shape.service
+        };
+        assert!(map.entries.keys().all(fit), "{}", map.name);
     }
     for flow in flows(set, context) {
         let (meant, done) =

@@ -1,111 +1,21 @@
-//! What the kernel does with a compiled table: put in place, read back, edited by others, judged by real packets. Needs
-//! root and `nft`; every test has network namespaces of its own, which end with its threads.
+//! A compiled table in the kernel: put in place, read back, edited by others, judged by real packets.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
-use std::collections::{BTreeMap, BTreeSet};
-use std::future::Future;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::num::NonZeroU16;
-use std::process::Command;
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use caps::{CapSet, Capability};
-use nix::sched::{CloneFlags, unshare};
 use plexd_core::kernel::nft::NfTables;
-use plexd_core::kernel::{Applied, Counters, Firewall, ObservedTable};
+use plexd_core::kernel::{Applied, Firewall, ObservedTable};
+use plexd_core::policy::Table;
 use plexd_core::policy::table::{Expr, Verdict};
-use plexd_core::policy::{Action, Context, Policy, PolicySet, Rule, Selector, Service, Table, compile};
 
-/// Long enough for a packet between two namespaces that is not going to be dropped.
-const PASSES: Duration = Duration::from_secs(5);
-/// Long enough to say that a packet was dropped.
-const DROPPED: Duration = Duration::from_millis(300);
-
-/// Runs a test on a thread with a network namespace of its own.
-fn in_namespace<T: Send + 'static>(test: impl FnOnce() -> T + Send + 'static) -> T {
-    assert!(nix::unistd::geteuid().is_root(), "this test needs root");
-    thread::spawn(move || {
-        unshare(CloneFlags::CLONE_NEWNET).unwrap();
-        run("ip link set lo up");
-        test()
-    })
-    .join()
-    .unwrap()
-}
-
-/// Runs a command in the namespace of the calling thread.
-fn run(command: &str) -> String {
-    let (done, output) = attempt(command);
-    assert!(done, "{command}: {output}");
-    output
-}
-
-fn attempt(command: &str) -> (bool, String) {
-    let mut words = command.split_whitespace();
-    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
-    let text = [output.stdout, output.stderr].concat();
-    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
-}
-
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
-}
-
-fn selector(text: &str) -> Selector {
-    match text {
-        "*" => Selector::Any,
-        text if text.starts_with("n_") => Selector::Node(text.parse().unwrap()),
-        text if text.contains('/') => Selector::Net(text.parse().unwrap()),
-        text => Selector::Net(text.parse::<IpAddr>().unwrap().into()),
-    }
-}
-
-fn service(text: &str) -> Service {
-    let port = |text: &str| NonZeroU16::new(text.parse().unwrap());
-    match text.split_once('/') {
-        None if text == "any" => Service::Any,
-        Some(("tcp", number)) => Service::Tcp(port(number)),
-        Some(("udp", number)) => Service::Udp(port(number)),
-        _ => panic!("{text}"),
-    }
-}
-
-/// `allow SRC DST SERVICE`, where a port of 0 is any.
-fn policy(rules: &[&str]) -> PolicySet {
-    let rule = |text: &&str| {
-        let words: Vec<_> = text.split(' ').collect();
-        let action = if words[0] == "allow" { Action::Allow } else { Action::Deny };
-        Rule { src: selector(words[1]), dst: selector(words[2]), service: service(words[3]), action }
-    };
-    PolicySet { policies: vec![Policy { id: "p".to_owned(), rules: rules.iter().map(rule).collect() }] }
-}
-
-fn context() -> Context {
-    let member = |id: &str, nets: &[&str]| {
-        (id.parse().unwrap(), nets.iter().map(|net| net.parse().unwrap()).collect::<BTreeSet<_>>())
-    };
-    Context {
-        node: "n_here".parse().unwrap(),
-        mesh_ip: "10.100.0.1".parse().unwrap(),
-        members: BTreeMap::from([
-            member("n_here", &["10.100.0.1/32", "fd00:100::1/128"]),
-            member("n_peer", &["10.100.0.2/32", "fd00:100::2/128"]),
-        ]),
-        interface: "plexd0".to_owned(),
-        default: Action::Deny,
-        enabled: true,
-        log_denied: true,
-    }
-}
-
-fn table(rules: &[&str]) -> Table {
-    compile(&policy(rules), &context()).unwrap().unwrap()
-}
+use super::support::{
+    DROPPED, PASSES, Peer, at, attempt, connect, counters, echo, in_namespace, run, serve, set_sysctl, table,
+    udp_answers, wait,
+};
 
 /// A policy that uses every kind of match, and `count` rules for addresses.
 fn large(count: u32) -> Table {
@@ -125,13 +35,6 @@ fn large(count: u32) -> Table {
         .map(str::to_owned),
     );
     table(&rules.iter().map(String::as_str).collect::<Vec<_>>())
-}
-
-fn counters(observed: ObservedTable) -> Counters {
-    match observed {
-        ObservedTable::Same { counters } => counters,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]
@@ -163,6 +66,42 @@ fn root_refused_table_leaves_the_old_one_and_names_what_was_refused() {
         let error = wait(nft.replace(&wrong)).unwrap_err().to_string();
         assert!(error.starts_with("cannot replace rule 3 of chain deny of table inet plexd: "), "{error}");
         counters(wait(nft.observe(&old)).unwrap());
+    });
+}
+
+#[test]
+fn root_replacement_keeps_the_chains_that_the_kernel_calls_unless_they_were_changed() {
+    in_namespace(|| {
+        let nft = NfTables::new().unwrap();
+        let tables = [large(10), table(&["allow n_peer n_here udp/1"])];
+        // What a packet meets first must not be made anew: it would be called beside the old one.
+        let chains = || {
+            let listed = run("nft --handle list table inet plexd");
+            let named = |line: &&str| {
+                ["table", "chain input", "chain forward", "chain output"]
+                    .iter()
+                    .any(|name| line.contains(name))
+            };
+            listed.lines().filter(named).map(str::to_owned).collect::<Vec<_>>()
+        };
+        wait(nft.replace(&tables[0])).unwrap();
+        let made = chains();
+        assert_eq!(made.len(), 4, "{made:?}");
+        for table in [&tables[1], &tables[0], &tables[1]] {
+            wait(nft.replace(table)).unwrap();
+            counters(wait(nft.observe(table)).unwrap());
+            assert_eq!(chains(), made);
+        }
+        // Chains, maps and rules that somebody added are nothing to keep.
+        run("nft add chain inet plexd more");
+        run("nft add rule inet plexd input jump more");
+        wait(nft.replace(&tables[0])).unwrap();
+        counters(wait(nft.observe(&tables[0])).unwrap());
+        assert_eq!(chains(), made);
+        run("nft add chain inet plexd input { policy drop ; }");
+        wait(nft.replace(&tables[0])).unwrap();
+        counters(wait(nft.observe(&tables[0])).unwrap());
+        assert_ne!(chains(), made);
     });
 }
 
@@ -314,99 +253,6 @@ fn root_monitor_tells_of_others_but_not_of_ourselves() {
     });
 }
 
-/// Runs work in the peer's namespace.
-struct Peer(mpsc::Sender<Box<dyn FnOnce() + Send>>);
-
-impl Peer {
-    /// Makes a second namespace, joined to the calling thread's by a veth pair that stands for the mesh interface.
-    fn joined() -> Self {
-        Self::joined_by("plexd0", 100)
-    }
-
-    /// Makes a second namespace, joined by a veth pair of that name: 10.NET.0.1 here, 10.NET.0.2 there.
-    fn joined_by(interface: &'static str, net: u8) -> Self {
-        let (send, work) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
-        let (ready, id) = mpsc::channel();
-        thread::spawn(move || {
-            unshare(CloneFlags::CLONE_NEWNET).unwrap();
-            ready.send(nix::unistd::gettid()).unwrap();
-            for work in work {
-                work();
-            }
-        });
-        let peer = Self(send);
-        let namespace = format!("/proc/{}/task/{}/ns/net", std::process::id(), id.recv().unwrap());
-        run(&format!("ip link add {interface} type veth peer name {interface} netns {namespace}"));
-        // Addresses and neighbours by hand, as WireGuard has no neighbour discovery either.
-        let up = move |own: u8, other: u8| {
-            run(&format!("ip link set {interface} address 02:00:00:00:00:0{own}"));
-            run(&format!("ip address add 10.{net}.0.{own}/24 dev {interface}"));
-            run(&format!("ip address add fd00:{net}::{own}/64 dev {interface} nodad"));
-            run(&format!("ip link set {interface} up"));
-            for address in [format!("10.{net}.0.{other}"), format!("fd00:{net}::{other}")] {
-                let there = format!("lladdr 02:00:00:00:00:0{other} dev {interface} nud permanent");
-                run(&format!("ip neigh add {address} {there}"));
-            }
-        };
-        up(1, 2);
-        peer.run(move || up(2, 1));
-        peer
-    }
-
-    fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> T {
-        let (send, result) = mpsc::channel();
-        self.0.send(Box::new(move || send.send(work()).unwrap())).unwrap();
-        result.recv().unwrap()
-    }
-}
-
-/// Connects and passes a byte both ways.
-fn connect(to: SocketAddr, patience: Duration) -> Option<TcpStream> {
-    let mut stream = TcpStream::connect_timeout(&to, patience).ok()?;
-    echo(&mut stream, patience).then_some(stream)
-}
-
-fn echo(stream: &mut TcpStream, patience: Duration) -> bool {
-    stream.set_read_timeout(Some(patience)).unwrap();
-    let mut answer = [0];
-    stream.write_all(b"x").is_ok() && stream.read_exact(&mut answer).is_ok() && answer == *b"x"
-}
-
-/// Answers on these ports, in the namespace of the calling thread.
-fn serve(host: &str, ports: &[u16]) {
-    for port in ports {
-        let address = SocketAddr::new(host.parse().unwrap(), *port);
-        let listener = TcpListener::bind(address).unwrap();
-        thread::spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                thread::spawn(move || {
-                    let mut byte = [0];
-                    while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
-                });
-            }
-        });
-        let socket = UdpSocket::bind(address).unwrap();
-        thread::spawn(move || {
-            let mut byte = [0];
-            while let Ok((_, from)) = socket.recv_from(&mut byte) {
-                let _ = socket.send_to(&byte, from);
-            }
-        });
-    }
-}
-
-fn udp_answers(to: SocketAddr, patience: Duration) -> bool {
-    let local = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-    let socket = UdpSocket::bind(local).unwrap();
-    socket.set_read_timeout(Some(patience)).unwrap();
-    // The kernel says by an error that our own output was dropped.
-    socket.send_to(b"x", to).is_ok() && socket.recv(&mut [0]).is_ok()
-}
-
-fn at(host: &str, port: u16) -> SocketAddr {
-    SocketAddr::new(host.parse().unwrap(), port)
-}
-
 #[test]
 fn root_only_allowed_packets_pass_in_both_directions() {
     in_namespace(|| {
@@ -533,7 +379,10 @@ fn root_connection_that_was_judged_goes_on_over_a_restart_and_while_the_table_is
             assert!(echo(&mut stream, PASSES), "{host}: with a table again");
         }
         let counters = counters(wait(nft.observe(&rules)).unwrap());
-        assert_eq!(counters.named["invalid"].packets, 0, "{counters:?}");
+        // None was a segment of the connections: they are smaller than the kernel's multicast listener reports, which belong
+        // to no connection and may come at any time.
+        let invalid = &counters.named["invalid"];
+        assert!(invalid.bytes >= 76 * invalid.packets, "{counters:?}");
     });
 }
 
@@ -543,17 +392,17 @@ fn root_icmp_errors_follow_their_connection() {
         let peer = Peer::joined();
         let nft = NfTables::new().unwrap();
         // Nothing listens: the answer is an ICMP error, which only the original tuple of its connection lets pass.
-        let refused = || {
+        let answer = |patience| {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.connect(at("10.100.0.1", 99)).unwrap();
-            socket.set_read_timeout(Some(DROPPED)).unwrap();
+            socket.set_read_timeout(Some(patience)).unwrap();
             socket.send(b"x").unwrap();
             socket.recv(&mut [0]).unwrap_err().kind()
         };
         wait(nft.replace(&table(&["allow n_peer n_here udp/99"]))).unwrap();
-        assert_eq!(peer.run(refused), ErrorKind::ConnectionRefused);
+        assert_eq!(peer.run(move || answer(PASSES)), ErrorKind::ConnectionRefused);
         wait(nft.replace(&table(&["allow n_peer n_here udp/98"]))).unwrap();
-        assert_eq!(peer.run(refused), ErrorKind::WouldBlock);
+        assert_eq!(peer.run(move || answer(DROPPED)), ErrorKind::WouldBlock);
         wait(nft.replace(&table(&["allow n_peer n_here any"]))).unwrap();
         peer.run(|| run("ping -c 1 -W 5 10.100.0.1"));
     });
@@ -563,7 +412,7 @@ fn root_icmp_errors_follow_their_connection() {
 fn root_forwarded_packets_are_judged_in_both_directions() {
     in_namespace(|| {
         let (peer, behind) = (Peer::joined(), Peer::joined_by("lan0", 101));
-        std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap();
+        set_sysctl("net/ipv4/ip_forward", "1");
         behind.run(|| {
             run("ip route add 10.100.0.0/24 via 10.101.0.1");
             serve("10.101.0.2", &[80, 81]);

@@ -1,0 +1,191 @@
+//! First match, without an order: entries of rules, looked up from the finest shape to the coarsest, where the first that is
+//! found is to be of the action of the first rule that matches.
+//!
+//! Two entries are nested, apart, or crossed (one finer by its source, the other by its destination or service). Of nested
+//! ones the finer is found first: an entry within one of an earlier rule is therefore left out, and one around it is right to
+//! come later. Of crossed ones of different actions either could be found first; what they share gets an entry of its own,
+//! finer than both. Those could be many: beyond a quota the rules go on in another stage, looked up after the one before.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::divide::Division;
+use crate::policy::table::Detail;
+use crate::policy::{Action, Service};
+
+/// Numbers of the classes of source and destination, and the service.
+pub(super) type Key = (u32, u32, Service);
+
+/// Levels of source and destination, and how much of the service; the finest shape is the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Shape {
+    pub(super) source: usize,
+    pub(super) destination: usize,
+    /// 0 for protocol and port, 1 for the protocol, 2 for nothing.
+    service: u8,
+}
+
+/// What an entry says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Decision {
+    pub(super) action: Action,
+    /// The rule's position.
+    pub(super) rule: usize,
+}
+
+/// Rules whose entries are looked up together.
+#[derive(Debug)]
+pub(super) struct Stage<'a> {
+    sides: [&'a Division; 2],
+    shapes: BTreeMap<Shape, HashMap<Key, Decision>>,
+    /// By shape and a coarser one: the entries of the first by what the second sees of them, and by action.
+    seen: HashMap<Shape, Vec<(Shape, Sighted)>>,
+    /// Entries that no rule named.
+    pub(super) shared: usize,
+}
+
+type Sighted = HashMap<(Key, bool), Vec<Key>>;
+
+impl Shape {
+    pub(super) fn new(source: usize, destination: usize, service: Service) -> Self {
+        let service = match Detail::of(service) {
+            Detail::Port => 0,
+            Detail::Protocol => 1,
+            Detail::Nothing => 2,
+        };
+        Self { source, destination, service }
+    }
+
+    /// Returns how much of the service it sees.
+    pub(super) fn detail(self) -> Detail {
+        match self.service {
+            0 => Detail::Port,
+            1 => Detail::Protocol,
+            _ => Detail::Nothing,
+        }
+    }
+
+    fn join(self, other: Self) -> Self {
+        Self {
+            source: self.source.max(other.source),
+            destination: self.destination.max(other.destination),
+            service: self.service.max(other.service),
+        }
+    }
+
+    fn is_within(self, coarser: Self) -> bool {
+        self.join(coarser) == coarser
+    }
+
+    fn is_crossed_with(self, other: Self) -> bool {
+        !self.is_within(other) && !other.is_within(self)
+    }
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(sides: [&'a Division; 2]) -> Self {
+        Self { sides, shapes: BTreeMap::new(), seen: HashMap::new(), shared: 0 }
+    }
+
+    /// Returns the entries by shape, the finest shape first.
+    pub(super) fn into_shapes(self) -> BTreeMap<Shape, HashMap<Key, Decision>> {
+        self.shapes
+    }
+
+    /// Returns with how many entries of the other action an entry would be crossed.
+    pub(super) fn crossings(&mut self, shape: Shape, key: Key, action: Action) -> usize {
+        if self.covering(shape, key).is_some() {
+            return 0;
+        }
+        let others = self.crossed_shapes(shape);
+        others.into_iter().map(|other| self.crossed(shape, key, action, other).len()).sum()
+    }
+
+    /// Adds an entry of a rule that comes after all those that are there.
+    pub(super) fn add(&mut self, shape: Shape, key: Key, decision: Decision) {
+        if self.covering(shape, key).is_some() {
+            return;
+        }
+        self.insert(shape, key, decision);
+        let mut new = vec![(shape, key, decision.action)];
+        while let Some((shape, key, action)) = new.pop() {
+            for other in self.crossed_shapes(shape) {
+                for crossed in self.crossed(shape, key, action, other).to_vec() {
+                    let (shape, key) = shared(shape, key, other, crossed);
+                    if self.shapes.get(&shape).is_some_and(|entries| entries.contains_key(&key)) {
+                        continue;
+                    }
+                    let Some(decision) = self.covering(shape, key) else { continue };
+                    self.insert(shape, key, decision);
+                    self.shared += 1;
+                    new.push((shape, key, decision.action));
+                }
+            }
+        }
+    }
+
+    fn crossed_shapes(&self, shape: Shape) -> Vec<Shape> {
+        self.shapes.keys().copied().filter(|other| shape.is_crossed_with(*other)).collect()
+    }
+
+    /// Returns what the first of the rules says that have an entry around this one, or this one.
+    fn covering(&self, shape: Shape, key: Key) -> Option<Decision> {
+        let around = self.shapes.iter().filter(|(coarser, _)| shape.is_within(**coarser));
+        let found = around
+            .filter_map(|(coarser, entries)| entries.get(&self.project(shape, key, *coarser)?).copied());
+        found.min_by_key(|decision| decision.rule)
+    }
+
+    /// Returns the entries of a crossed shape that share something with this one and are of the other action.
+    fn crossed(&mut self, shape: Shape, key: Key, action: Action, other: Shape) -> &[Key] {
+        let join = shape.join(other);
+        let Some(seen) = self.project(shape, key, join) else { return &[] };
+        let known = self.seen.get(&other).and_then(|seen| seen.iter().position(|(by, _)| *by == join));
+        let at = known.unwrap_or_else(|| {
+            let mut sighted = Sighted::new();
+            for (key, decision) in self.shapes.get(&other).into_iter().flatten() {
+                if let Some(seen) = self.project(other, *key, join) {
+                    sighted.entry((seen, decision.action == Action::Allow)).or_default().push(*key);
+                }
+            }
+            let seen = self.seen.entry(other).or_default();
+            seen.push((join, sighted));
+            seen.len() - 1
+        });
+        let sighted = &self.seen[&other][at].1;
+        sighted.get(&(seen, action != Action::Allow)).map_or(&[], Vec::as_slice)
+    }
+
+    fn insert(&mut self, shape: Shape, key: Key, decision: Decision) {
+        self.shapes.entry(shape).or_default().insert(key, decision);
+        let mut seen = self.seen.remove(&shape).unwrap_or_default();
+        for (by, sighted) in &mut seen {
+            if let Some(seen) = self.project(shape, key, *by) {
+                sighted.entry((seen, decision.action == Action::Allow)).or_default().push(key);
+            }
+        }
+        self.seen.insert(shape, seen);
+    }
+
+    /// Returns what a coarser shape sees of a key; `None` where it sees nothing that has a name.
+    fn project(&self, shape: Shape, (source, destination, service): Key, coarser: Shape) -> Option<Key> {
+        Some((
+            self.sides[0].above(shape.source, source, coarser.source)?,
+            self.sides[1].above(shape.destination, destination, coarser.destination)?,
+            match (coarser.detail(), service) {
+                (Detail::Port, service) => service,
+                (Detail::Protocol, Service::Tcp(_)) => Service::Tcp(None),
+                (Detail::Protocol, Service::Udp(_)) => Service::Udp(None),
+                (Detail::Nothing, _) | (_, Service::Any) => Service::Any,
+            },
+        ))
+    }
+}
+
+/// Returns what two crossed entries share: of each part, the finer.
+fn shared(a: Shape, of_a: Key, b: Shape, of_b: Key) -> (Shape, Key) {
+    let (source, from) = if a.source <= b.source { (a.source, of_a.0) } else { (b.source, of_b.0) };
+    let (destination, to) =
+        if a.destination <= b.destination { (a.destination, of_a.1) } else { (b.destination, of_b.1) };
+    let (service, of) = if a.service <= b.service { (a.service, of_a.2) } else { (b.service, of_b.2) };
+    (Shape { source, destination, service }, (from, to, of))
+}
