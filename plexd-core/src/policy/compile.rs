@@ -98,7 +98,7 @@ fn compile_by(
         return Err(CompileError::TooManyRules { rules });
     }
     let [v4, v6] = matches(policies, context)?;
-    // What one family does not need the other may have.
+    // Either family may have half of what the matches leave.
     let spare = (MAX_ENTRIES - v4.len() - v6.len()) / 2;
     let mut parts = Parts { one_by_one: plain, ..Parts::default() };
     let rules = [(Family::V4, v4), (Family::V6, v6)].map(|(family, matches)| {

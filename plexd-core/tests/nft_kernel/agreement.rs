@@ -310,6 +310,7 @@ fn decided(attempts: Vec<Attempt>, policies: &PolicySet, context: &Context) -> V
         missing.into_iter().for_each(Attempt::send);
         thread::sleep(AGAIN);
     }
+    // That something does not come can only be waited for.
     thread::sleep(GRACE);
     all.into_iter()
         .map(|(expected, attempt, mut seen)| (attempt.1, expected, attempt.has_passed(&mut seen)))

@@ -202,6 +202,7 @@ fn judged(nft: &NfTables, table: &Table, peer: &Peer, flow: &Flow) -> Option<usi
             return grown.first().copied();
         }
         assert!(Instant::now() < until, "{flow:?}: nothing was counted");
+        // The counters are asked again and again: nothing announces that one has grown.
         thread::sleep(Duration::from_millis(1));
     }
 }

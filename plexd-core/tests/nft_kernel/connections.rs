@@ -148,6 +148,7 @@ fn root_connections_survive_changes_that_allow_them_and_end_with_those_that_do_n
             // What is on its way, the answer to what came last among it, is not what is looked for.
             end.write_all(b"must not arrive").unwrap();
         }
+        // That something does not come can only be waited for.
         thread::sleep(DROPPED);
         for (way, ends) in WAYS.iter().zip(&mut revoked) {
             for (end, who) in ends.iter_mut().zip(["who opened it", "the other"]) {

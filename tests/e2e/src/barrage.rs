@@ -84,6 +84,7 @@ impl Barrage {
     pub fn wait_sent(&self, count: u64) {
         let enough = self.sent() + count;
         while self.sent() < enough {
+            // As often as the count can have grown.
             thread::sleep(BEAT);
         }
     }
@@ -125,6 +126,7 @@ impl Shared {
             }
             self.sent.fetch_add(AT_ONCE, Ordering::Relaxed);
             next += BEAT;
+            // This is what paces the packets; a beat that was missed is made up for.
             thread::sleep(next.saturating_duration_since(Instant::now()));
             let late = next.elapsed();
             if late > BEHIND {

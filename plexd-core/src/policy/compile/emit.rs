@@ -1,11 +1,11 @@
-//! Stages as maps, classes, and the rules that look them up.
+//! Entries, stage by stage, as maps, classes, and the rules that look them up.
 
 use std::collections::{BTreeMap, HashMap};
 
 use ipnet::IpNet;
 
 use super::divide::Division;
-use super::resolve::{self, Decision, Stage};
+use super::resolve::{self, Decision, Entries};
 use super::skeleton::verdict;
 use crate::policy::table::{Classes, Detail, Entry, Expr, Family, Key, Map, Part, Shape};
 use crate::policy::{Action, Service};
@@ -25,7 +25,7 @@ impl Parts {
         &mut self,
         family: Family,
         sides: [&Division; 2],
-        stages: Vec<Stage<'_>>,
+        stages: Vec<Entries>,
     ) -> Vec<Vec<Expr>> {
         let parts = [("src", sides[0]), ("dst", sides[1])].map(|(side, of)| self.parts(side, family, of));
         let mut rules = Vec::new();
@@ -34,7 +34,7 @@ impl Parts {
             // Maps that look at the same parts of the addresses stand side by side.
             let mut list: Vec<usize> = Vec::new();
             let mut listed = None;
-            for (levels, entries) in stage.into_shapes() {
+            for (levels, entries) in stage {
                 let [source, destination] = [parts[0][levels.source], parts[1][levels.destination]];
                 let shape = Shape { family, source, destination, service: levels.detail() };
                 let ends = listed.replace((source, destination)) != Some((source, destination));

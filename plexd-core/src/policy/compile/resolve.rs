@@ -6,7 +6,7 @@
 //! come later. Of crossed ones of different actions either could be found first; what they share gets an entry of its own,
 //! finer than both. Those could be many: beyond a quota the rules go on in another stage, looked up after the one before.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::divide::Division;
 use crate::policy::table::Detail;
@@ -24,6 +24,9 @@ pub(super) struct Shape {
     service: u8,
 }
 
+/// Entries by shape, the finest shape first.
+pub(super) type Entries = BTreeMap<Shape, HashMap<Key, Decision>>;
+
 /// What an entry says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Decision {
@@ -36,7 +39,10 @@ pub(super) struct Decision {
 #[derive(Debug)]
 pub(super) struct Stage<'a> {
     sides: [&'a Division; 2],
-    shapes: BTreeMap<Shape, HashMap<Key, Decision>>,
+    shapes: Entries,
+    /// Shapes with an entry that allows, and with one that denies.
+    allowing: BTreeSet<Shape>,
+    denying: BTreeSet<Shape>,
     /// By shape and a coarser one: the entries of the first by what the second sees of them, and by action.
     seen: HashMap<Shape, Vec<(Shape, Sighted)>>,
     /// Entries that no rule named.
@@ -83,11 +89,18 @@ impl Shape {
 
 impl<'a> Stage<'a> {
     pub(super) fn new(sides: [&'a Division; 2]) -> Self {
-        Self { sides, shapes: BTreeMap::new(), seen: HashMap::new(), shared: 0 }
+        Self {
+            sides,
+            shapes: BTreeMap::new(),
+            allowing: BTreeSet::new(),
+            denying: BTreeSet::new(),
+            seen: HashMap::new(),
+            shared: 0,
+        }
     }
 
-    /// Returns the entries by shape, the finest shape first.
-    pub(super) fn into_shapes(self) -> BTreeMap<Shape, HashMap<Key, Decision>> {
+    /// Returns the entries.
+    pub(super) fn into_entries(self) -> Entries {
         self.shapes
     }
 
@@ -96,7 +109,7 @@ impl<'a> Stage<'a> {
         if self.covering(shape, key).is_some() {
             return 0;
         }
-        let others = self.crossed_shapes(shape);
+        let others = self.crossed_shapes(shape, action);
         others.into_iter().map(|other| self.crossed(shape, key, action, other).len()).sum()
     }
 
@@ -108,7 +121,7 @@ impl<'a> Stage<'a> {
         self.insert(shape, key, decision);
         let mut new = vec![(shape, key, decision.action)];
         while let Some((shape, key, action)) = new.pop() {
-            for other in self.crossed_shapes(shape) {
+            for other in self.crossed_shapes(shape, action) {
                 for crossed in self.crossed(shape, key, action, other).to_vec() {
                     let (shape, key) = shared(shape, key, other, crossed);
                     if self.shapes.get(&shape).is_some_and(|entries| entries.contains_key(&key)) {
@@ -123,8 +136,10 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn crossed_shapes(&self, shape: Shape) -> Vec<Shape> {
-        self.shapes.keys().copied().filter(|other| shape.is_crossed_with(*other)).collect()
+    /// Returns the shapes that are crossed with this one and have entries of the other action.
+    fn crossed_shapes(&self, shape: Shape, action: Action) -> Vec<Shape> {
+        let others = if action == Action::Allow { &self.denying } else { &self.allowing };
+        others.iter().copied().filter(|other| shape.is_crossed_with(*other)).collect()
     }
 
     /// Returns what the first of the rules says that have an entry around this one, or this one.
@@ -157,6 +172,8 @@ impl<'a> Stage<'a> {
 
     fn insert(&mut self, shape: Shape, key: Key, decision: Decision) {
         self.shapes.entry(shape).or_default().insert(key, decision);
+        let alike = if decision.action == Action::Allow { &mut self.allowing } else { &mut self.denying };
+        alike.insert(shape);
         let mut seen = self.seen.remove(&shape).unwrap_or_default();
         for (by, sighted) in &mut seen {
             if let Some(seen) = self.project(shape, key, *by) {
