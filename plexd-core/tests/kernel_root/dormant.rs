@@ -1,15 +1,20 @@
 //! Peers of the embedded WireGuard that are asleep: what wakes them, what does not, and what is seen of them.
 
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::num::NonZeroU16;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use blake2::digest::consts::U16;
+use blake2::digest::{FixedOutput, KeyInit, Update};
+use blake2::{Blake2s256, Blake2sMac, Digest};
 use gotatun::noise::Tunn;
 use gotatun::noise::index_table::IndexTable;
 use gotatun::noise::rate_limiter::RateLimiter;
 use gotatun::x25519;
 use plexd_core::kernel::{DeviceConfig, PeerChange, PeerConfig, WireGuard};
-use plexd_core::types::{PresharedKey, PrivateKey};
+use plexd_core::types::{PresharedKey, PrivateKey, PublicKey};
+use tokio::task::AbortHandle;
 
 use crate::node::{Node, PORT, joined, pair};
 
@@ -231,4 +236,112 @@ fn root_an_address_that_moves_wakes_the_one_who_has_it() {
     assert!(first.observe_peer(other.public_key).allowed_ips.is_empty());
     pings_once(&first, &second.mesh_ip());
     assert_eq!(first.awake(), 1);
+}
+
+/// The `number`th message of nobody for `to`, of this type and length: what is made without any private key.
+fn forged((kind, length): (u8, usize), number: u32, to: PublicKey) -> Vec<u8> {
+    let mut message = vec![7; length];
+    message[..4].copy_from_slice(&[kind, 0, 0, 0]);
+    message[8..12].copy_from_slice(&number.to_be_bytes());
+    let covered = length - 32;
+    let key = Blake2s256::new().chain_update(b"mac1----").chain_update(to.as_bytes()).finalize();
+    let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&key).unwrap();
+    mac.update(&message[..covered]);
+    message[covered..covered + 16].copy_from_slice(&mac.finalize_fixed());
+    message
+}
+
+const INITIATION: (u8, usize) = (1, 148);
+const RESPONSE: (u8, usize) = (2, 92);
+
+/// Sends 600 messages a second, which a build without optimisation keeps up with, from `from` to `to`, each from the address that `datagram` says.
+fn flood(
+    from: &Node,
+    to: &Node,
+    datagram: impl Fn(u32) -> (Ipv4Addr, Vec<u8>) + Send + 'static,
+) -> AbortHandle {
+    from.namespace.command("ip route replace local 10.9.0.0/16 dev lo");
+    to.namespace.command("ip route replace 10.9.0.0/16 via 192.0.2.1");
+    let target = to.reached_at();
+    from.namespace.run(move || async move {
+        let flood = tokio::spawn(async move {
+            let mut pace = tokio::time::interval(Duration::from_millis(10));
+            for number in 0.. {
+                let (address, datagram) = datagram(number);
+                let socket = UdpSocket::bind((address, 0)).unwrap();
+                let _ = socket.send_to(&datagram, target);
+                if number % 6 == 0 {
+                    pace.tick().await;
+                }
+            }
+        });
+        flood.abort_handle()
+    })
+}
+
+/// Waits until `to` demands cookies.
+fn until_loaded(from: &Node, to: &Node) {
+    let (target, key): (SocketAddr, _) = (to.reached_at(), to.key.public());
+    let number = std::cell::Cell::new(1 << 30);
+    from.eventually("a cookie is demanded", |from| {
+        number.set(number.get() + 1);
+        let datagram = forged(INITIATION, number.get(), key);
+        from.namespace.run(move || async move {
+            let socket = tokio::net::UdpSocket::bind("10.9.255.1:0").await.unwrap();
+            socket.send_to(&datagram, target).await.unwrap();
+            let mut answer = [0; 200];
+            let answered = tokio::time::timeout(ENOUGH, socket.recv_from(&mut answer)).await;
+            answered.is_ok_and(|answer| answer.unwrap().0 == 64) && answer[0] == 3
+        })
+    });
+}
+
+fn anywhere(number: u32) -> Ipv4Addr {
+    Ipv4Addr::from(0x0a09_0000 + number % 0xff00)
+}
+
+/// How long who sleeps may take to wake in a flood: an attempt at a handshake is repeated after 5 s, and the first one that
+/// brings a cookie is heard. A second repetition is for a datagram that was lost.
+const RETRIES: Duration = Duration::from_secs(12);
+
+fn wakes_in_the_flood(first: &Node, second: &Node) {
+    until_loaded(first, second);
+    let start = Instant::now();
+    let pinged = first.namespace.command(&format!("ping -n -c 1 -W 12 {}", second.mesh_ip()));
+    assert!(pinged.contains("1 packets transmitted, 1 received"), "{pinged}");
+    assert!(start.elapsed() < RETRIES, "{:?}", start.elapsed());
+    assert_eq!((first.awake(), second.awake()), (1, 1));
+    // Who has a session notices nothing.
+    let pinged = first.namespace.command(&format!("ping -n -c 20 -i 0.05 -W 5 {}", second.mesh_ip()));
+    assert!(pinged.contains("20 received"), "{pinged}");
+}
+
+#[test]
+fn root_a_peer_wakes_at_its_second_attempt_in_a_flood_from_anywhere() {
+    let (first, second) = pair();
+    let key = second.key.public();
+    let recorded = initiation(&first.key, &second);
+    let flood = flood(&first, &second, move |number| {
+        let copy = number % 5 == 0;
+        (anywhere(number), if copy { recorded.clone() } else { forged(INITIATION, number, key) })
+    });
+    wakes_in_the_flood(&first, &second);
+    flood.abort();
+}
+
+#[test]
+fn root_a_peer_wakes_at_its_second_attempt_in_a_flood_from_its_own_address() {
+    let (first, second) = pair();
+    let key = second.key.public();
+    // Responses as well: gotatun counts them, and would demand a cookie that is not the one the peer has.
+    let flood = flood(&first, &second, move |number| {
+        let kind = if number % 2 == 0 { INITIATION } else { RESPONSE };
+        (Ipv4Addr::new(192, 0, 2, 1), forged(kind, number, key))
+    });
+    let anywhere = self::flood(&first, &second, move |number| {
+        (anywhere(number), forged(INITIATION, number | 1 << 31, key))
+    });
+    wakes_in_the_flood(&first, &second);
+    flood.abort();
+    anywhere.abort();
 }

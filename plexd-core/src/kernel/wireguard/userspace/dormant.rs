@@ -77,10 +77,46 @@ struct Past {
     counted: Counted,
     active: Instant,
     /// Its last handshake: gotatun forgets one with its session.
-    handshake: Option<SystemTime>,
+    handshake: Option<Handshake>,
     /// When the latest initiation that was taken from it was begun. gotatun forgets it with the peer, and would take an
     /// earlier one again: it answers it, and sends to where it came from.
     latest: Stamp,
+}
+
+/// When a handshake was, by a clock that nobody sets.
+#[derive(Debug, Clone, Copy)]
+struct Handshake {
+    at: Instant,
+    /// The time that was said for it first.
+    said: SystemTime,
+}
+
+impl Handshake {
+    /// The handshake that gotatun says was at `said`.
+    fn new(said: SystemTime, now: Instant) -> Self {
+        let age = said.elapsed().unwrap_or_default();
+        Self { at: now.checked_sub(age).unwrap_or(now), said }
+    }
+
+    /// Returns whether both are the same. Times are computed from ages, so that the same handshake comes out a little
+    /// different each time.
+    fn is(&self, other: &Self) -> bool {
+        let later = self.at.max(other.at);
+        later.duration_since(self.at.min(other.at)) <= Duration::from_secs(1)
+    }
+
+    /// Returns its time by the machine's clock as it is now: the same one as before unless the clock was set.
+    fn time(&self, now: Instant) -> SystemTime {
+        let time = SystemTime::now().checked_sub(now.duration_since(self.at)).unwrap_or(self.said);
+        let difference = time.duration_since(self.said).unwrap_or_else(|error| error.duration());
+        if difference > Duration::from_secs(1) { time } else { self.said }
+    }
+}
+
+/// Peers that are asleep, and the last one if there may be more.
+pub(super) struct Sleepers {
+    pub(super) peers: Vec<(PublicKey, ObservedPeer)>,
+    pub(super) last: Option<PublicKey>,
 }
 
 /// All peers.
@@ -90,12 +126,18 @@ pub(super) struct Roster {
     /// The pasts of those that have one. The others have been asleep ever since they were set.
     pasts: BTreeMap<PublicKey, Past>,
     has_sleepers: bool,
+    version: u64,
 }
 
 impl Roster {
-    /// Returns whether gotatun has no peers.
-    pub(super) fn is_all_asleep(&self) -> bool {
-        self.pasts.values().all(|past| past.rest == Rest::Asleep)
+    /// Returns how many peers gotatun has.
+    pub(super) fn awake(&self) -> usize {
+        self.pasts.values().filter(|past| past.rest != Rest::Asleep).count()
+    }
+
+    /// Returns what changes whenever a packet that may pass could become one that may not.
+    pub(super) fn version(&self) -> u64 {
+        self.version
     }
 
     fn rest(&self, key: &PublicKey) -> Rest {
@@ -129,6 +171,7 @@ impl Roster {
     /// Takes `change` over and returns the edits of gotatun that carry it out, in order.
     pub(super) fn edits(&mut self, change: &PeerChange, now: Instant) -> Vec<Edit> {
         let edits = self.known.edits(change);
+        self.version += u64::from(!edits.is_empty());
         edits.into_iter().filter_map(|edit| self.edit(edit, now)).collect()
     }
 
@@ -137,10 +180,14 @@ impl Roster {
             Edit::Add(config) => self.rouse(&config.public_key, now),
             Edit::Modify(modification) => {
                 let key = modification.public_key;
-                if let (Some(past), Member::Set(endpoint)) =
-                    (self.pasts.get_mut(&key), &modification.endpoint)
-                {
-                    past.endpoint = Some(*endpoint);
+                if let Some(past) = self.pasts.get_mut(&key) {
+                    if let Member::Set(endpoint) = modification.endpoint {
+                        past.endpoint = Some(endpoint);
+                    }
+                    // It may be just falling asleep, as it was seen before this.
+                    if past.rest == Rest::Drowsy {
+                        (past.rest, past.active) = (Rest::Awake, now);
+                    }
                 }
                 if self.rest(&key) == Rest::Asleep {
                     return self.rouse(&key, now);
@@ -212,21 +259,20 @@ impl Roster {
 
     /// Looks at the peers that are awake as gotatun knows them, makes drowsy those that were idle for so long, and returns
     /// those that may fall asleep.
-    pub(super) fn look(
+    pub(super) fn look<'a>(
         &mut self,
-        awake: &BTreeMap<PublicKey, ObservedPeer>,
+        awake: impl IntoIterator<Item = (&'a PublicKey, &'a ObservedPeer)>,
         now: Instant,
         idle: Duration,
     ) -> Vec<PublicKey> {
-        awake.iter().filter(|(key, peer)| self.is_tired(key, peer, now, idle)).map(|(key, _)| *key).collect()
+        let tired = awake.into_iter().filter(|(key, peer)| self.is_tired(key, peer, now, idle));
+        tired.map(|(key, _)| *key).collect()
     }
 
     fn is_tired(&mut self, key: &PublicKey, peer: &ObservedPeer, now: Instant, idle: Duration) -> bool {
         let stays = self.known.get(key).is_none_or(|config| stays_awake(config, peer.endpoint));
         let Some(past) = self.pasts.get_mut(key) else { return false };
-        if let Some(time) = peer.last_handshake {
-            past.remember(time);
-        }
+        past.remember(peer, now);
         let counted = Counted::from(peer);
         if counted != past.counted {
             (past.counted, past.active) = (counted, now);
@@ -234,30 +280,36 @@ impl Roster {
         let is_idle = now.duration_since(past.active) >= idle && has_no_session(peer, idle);
         let was = past.rest;
         past.rest = if stays || !is_idle { Rest::Awake } else { Rest::Drowsy };
+        self.version += u64::from(past.rest != was);
         (was, past.rest) == (Rest::Drowsy, Rest::Drowsy)
     }
 
-    /// Takes a peer over from gotatun, as it was just seen there, if it is as idle as it was when it became drowsy.
+    /// Takes a peer over from gotatun, as it was just seen there, if it is as idle as it was when it became drowsy, and
+    /// nothing that was changed since keeps it awake.
     pub(super) fn fall_asleep(&mut self, key: &PublicKey, peer: &ObservedPeer) -> bool {
+        let stays = self.known.get(key).is_none_or(|config| stays_awake(config, peer.endpoint));
         let Some(past) = self.pasts.get_mut(key) else { return false };
         let counted = Counted::from(peer);
-        if past.rest != Rest::Drowsy || counted != past.counted {
+        if stays || past.rest != Rest::Drowsy || counted != past.counted {
             return false;
         }
         past.rest = Rest::Asleep;
         past.endpoint = peer.endpoint;
         past.before = Counted { rx: past.before.rx + counted.rx, tx: past.before.tx + counted.tx };
         past.counted = Counted::default();
+        self.version += 1;
         true
     }
 
-    /// Returns all peers as they are, given those that gotatun knows. What gotatun has counts more than what it was told:
-    /// a change that was broken off halfway is made up for.
-    pub(super) fn observe(
-        &mut self,
-        mut awake: BTreeMap<PublicKey, ObservedPeer>,
-        now: Instant,
-    ) -> BTreeMap<PublicKey, ObservedPeer> {
+    /// Returns whether a peer that gotatun knows is here what it is there.
+    pub(super) fn agrees(&self, key: &PublicKey, peer: &ObservedPeer, now: Instant) -> bool {
+        let past = self.pasts.get(key).filter(|past| past.rest != Rest::Asleep);
+        past.is_some_and(|past| past.remembers(peer, now)) && self.known.agrees(key, peer)
+    }
+
+    /// Takes over what gotatun has, given all that it knows. It counts more than what it was told: a change that was broken
+    /// off halfway is made up for.
+    pub(super) fn correct(&mut self, awake: &BTreeMap<PublicKey, ObservedPeer>, now: Instant) {
         let missing = |(key, past): (&PublicKey, &Past)| {
             (past.rest != Rest::Asleep && !awake.contains_key(key)).then_some(*key)
         };
@@ -266,17 +318,34 @@ impl Roster {
             self.known.remove(&key);
             self.pasts.remove(&key);
         }
-        for (key, peer) in &mut awake {
+        for (key, peer) in awake {
             self.known.correct(key, peer);
             let past = self.pasts.entry(*key).or_insert_with(|| Past::new(peer.endpoint, now));
             past.rest = if past.rest == Rest::Asleep { Rest::Awake } else { past.rest };
-            past.complete(peer);
+            past.remember(peer, now);
         }
-        let asleep = self.known.peers().filter(|(key, _)| self.rest(key) == Rest::Asleep);
-        let mut peers: BTreeMap<PublicKey, ObservedPeer> =
-            asleep.map(|(key, config)| (*key, asleep_peer(config, self.pasts.get(key)))).collect();
-        peers.append(&mut awake);
-        peers
+        self.version += 1;
+    }
+
+    /// Adds to what gotatun says of a peer what it has forgotten.
+    pub(super) fn complete(&self, key: &PublicKey, peer: &mut ObservedPeer, now: Instant) {
+        let Some(past) = self.pasts.get(key) else { return };
+        peer.last_handshake = past.handshake.map(|handshake| handshake.time(now));
+        peer.rx_bytes += past.before.rx;
+        peer.tx_bytes += past.before.tx;
+    }
+
+    /// Returns the peers that are asleep among the next `many` after `last`.
+    pub(super) fn asleep(&self, last: Option<PublicKey>, many: usize, now: Instant) -> Sleepers {
+        let some = self.known.after(last).take(many);
+        let mut sleepers = Sleepers { peers: Vec::with_capacity(many), last: None };
+        for (count, (key, config)) in (1..).zip(some) {
+            if self.rest(key) == Rest::Asleep {
+                sleepers.peers.push((*key, asleep_peer(config, self.pasts.get(key), now)));
+            }
+            sleepers.last = (count == many).then_some(*key);
+        }
+        sleepers
     }
 }
 
@@ -293,36 +362,29 @@ impl Past {
         }
     }
 
-    /// Adds to what gotatun knows of a peer what it has forgotten.
-    fn complete(&mut self, peer: &mut ObservedPeer) {
-        if let Some(time) = peer.last_handshake {
-            self.remember(time);
-        }
-        peer.last_handshake = self.handshake;
-        peer.rx_bytes += self.before.rx;
-        peer.tx_bytes += self.before.tx;
+    /// Returns whether the last handshake with a peer that gotatun knows is the one that is kept.
+    fn remembers(&self, peer: &ObservedPeer, now: Instant) -> bool {
+        peer.last_handshake
+            .is_none_or(|said| self.handshake.is_some_and(|known| known.is(&Handshake::new(said, now))))
     }
 
-    /// Keeps the last handshake. It is computed from an age, so that the same handshake comes out a little different each
-    /// time.
-    fn remember(&mut self, time: SystemTime) {
-        let known = self.handshake.get_or_insert(time);
-        let difference = time.duration_since(*known).unwrap_or_else(|error| error.duration());
-        if difference > Duration::from_secs(1) {
-            *known = time;
+    /// Keeps the last handshake.
+    fn remember(&mut self, peer: &ObservedPeer, now: Instant) {
+        if !self.remembers(peer, now) {
+            self.handshake = peer.last_handshake.map(|said| Handshake::new(said, now));
         }
     }
 }
 
 /// How a peer that is asleep is seen.
-fn asleep_peer(config: &PeerConfig, past: Option<&Past>) -> ObservedPeer {
+fn asleep_peer(config: &PeerConfig, past: Option<&Past>, now: Instant) -> ObservedPeer {
     let before = past.map(|past| past.before).unwrap_or_default();
     ObservedPeer {
         preshared_key: config.preshared_key.clone(),
         endpoint: past.map_or(config.endpoint, |past| past.endpoint),
         allowed_ips: config.allowed_ips.clone(),
         persistent_keepalive: config.persistent_keepalive,
-        last_handshake: past.and_then(|past| past.handshake),
+        last_handshake: past.and_then(|past| past.handshake).map(|handshake| handshake.time(now)),
         rx_bytes: before.rx,
         tx_bytes: before.tx,
     }

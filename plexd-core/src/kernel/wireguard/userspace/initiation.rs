@@ -1,11 +1,14 @@
 //! Handshake initiations, as far as the one who is called needs them to tell who calls: the initiation is authenticated
 //! as gotatun will do it again, and the time it was begun at read from it, which gotatun does not tell. Answers nothing
-//! and keeps nothing but the key.
+//! and keeps nothing but the key and what follows from it.
 //!
 //! WireGuard paper, section 5.4.2: type (1), reserved (3), sender (4), ephemeral (32), static (48), timestamp (28), mac1
-//! (16), mac2 (16).
+//! (16), mac2 (16). Section 5.4.3, the response: type (1), reserved (3), sender (4), receiver (4), ephemeral (32), empty
+//! (16), mac1 (16), mac2 (16).
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use blake2::digest::consts::U16;
 use blake2::digest::{FixedOutput, KeyInit, Update};
@@ -18,16 +21,15 @@ use zeroize::Zeroizing;
 
 use crate::types::{PrivateKey, PublicKey};
 
-/// Type of an initiation, its first byte.
-const TYPE: u8 = 1;
-
-/// Length of an initiation, in bytes.
-const LENGTH: usize = 148;
-
 const EPHEMERAL: Range<usize> = 8..40;
 const STATIC: Range<usize> = 40..88;
 const TIMESTAMP: Range<usize> = 88..116;
-const MAC1: Range<usize> = 116..132;
+
+/// Length of each of the two macs that end a message, in bytes.
+const MAC: usize = 16;
+
+/// Peers of whom the secret that is shared with them is kept.
+const SECRETS: usize = 4_096;
 
 const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
@@ -48,17 +50,49 @@ impl Stamp {
     }
 }
 
-/// Returns whether a datagram claims to be an initiation.
-pub(super) fn is_initiation(datagram: &[u8]) -> bool {
-    datagram.len() == LENGTH && datagram[0] == TYPE
+/// What a datagram claims to be, of those that end with two macs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Message {
+    /// Begins a handshake.
+    Initiation,
+    /// Answers an initiation.
+    Response,
+}
+
+impl Message {
+    /// Returns what `datagram` claims to be, by type and length.
+    pub(super) fn of(datagram: &[u8]) -> Option<Self> {
+        match (datagram.first()?, datagram.len()) {
+            (1, 148) => Some(Self::Initiation),
+            (2, 92) => Some(Self::Response),
+            _ => None,
+        }
+    }
+}
+
+/// Returns the first mac of a message.
+pub(super) fn first_mac(message: &[u8]) -> Option<[u8; MAC]> {
+    Some(*split(message)?.1)
+}
+
+/// Returns what the first mac of a message is of, and the mac.
+fn split(message: &[u8]) -> Option<(&[u8], &[u8; MAC])> {
+    let (before, _second) = message.split_last_chunk::<MAC>()?;
+    before.split_last_chunk::<MAC>()
 }
 
 /// The one who is called: what reads an initiation, and what can be computed of it beforehand.
 pub(super) struct Responder {
     private_key: StaticSecret,
+    public_key: PublicKey,
     mac1_key: Block,
     chaining_key: Block,
     hash: Block,
+    /// What the own key and those of peers that were named make together, so that naming one again costs nothing. The lock
+    /// guards leaf data only.
+    secrets: Mutex<HashMap<PublicKey, Zeroizing<Block>>>,
+    #[cfg(test)]
+    pub(super) exchanges: std::sync::atomic::AtomicU32,
 }
 
 /// Who an initiation claims to be from. Not authenticated: whoever has both public keys can claim it.
@@ -74,21 +108,27 @@ impl Responder {
         let chaining_key = hash(CONSTRUCTION, &[]);
         Self {
             private_key: StaticSecret::from(*private_key.as_bytes()),
+            public_key,
             mac1_key: hash(LABEL_MAC1, public_key.as_bytes()),
             chaining_key,
             hash: hash(&hash(&chaining_key, IDENTIFIER), public_key.as_bytes()),
+            secrets: Mutex::default(),
+            #[cfg(test)]
+            exchanges: 0.into(),
         }
     }
 
-    /// Returns whether `initiation` was made by somebody who knows this public key. Costs one hash.
-    pub(super) fn is_meant(&self, initiation: &[u8]) -> bool {
-        if !is_initiation(initiation) {
-            return false;
-        }
-        let Ok(mac) = <Blake2sMac<U16> as KeyInit>::new_from_slice(&self.mac1_key) else { return false };
-        let mut mac = mac;
-        Update::update(&mut mac, &initiation[..MAC1.start]);
-        bool::from(mac.finalize_fixed().as_slice().ct_eq(&initiation[MAC1]))
+    /// Returns the key with which it is called.
+    pub(super) fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// Returns whether `message` was made by somebody who knows this public key. Costs one hash.
+    pub(super) fn is_meant(&self, message: &[u8]) -> bool {
+        let Some((covered, claimed)) = split(message) else { return false };
+        let Ok(mut mac) = <Blake2sMac<U16> as KeyInit>::new_from_slice(&self.mac1_key) else { return false };
+        Update::update(&mut mac, covered);
+        bool::from(mac.finalize_fixed().as_slice().ct_eq(claimed))
     }
 
     /// Reads who `initiation`, which [is meant](Self::is_meant), claims to be from. Costs one key exchange.
@@ -103,14 +143,36 @@ impl Responder {
         Some(Caller { public_key, chaining_key, hash: hash(&hashed, sealed) })
     }
 
-    /// Authenticates the caller, and reads when it began `initiation`. Costs one key exchange.
+    /// Authenticates the caller, a peer, and reads when it began `initiation`. Costs one key exchange for each peer, as a
+    /// rule.
     pub(super) fn stamp(&self, caller: &Caller, initiation: &[u8]) -> Option<Stamp> {
-        let shared = self.exchange(caller.public_key.as_bytes());
-        let (_, key) = derive(&caller.chaining_key, &*shared);
+        let (_, key) = derive(&caller.chaining_key, &*self.secret(&caller.public_key));
         open::<12>(&key, &caller.hash, initiation.get(TIMESTAMP)?).map(Stamp)
     }
 
+    /// Returns the secret shared with a peer.
+    fn secret(&self, peer: &PublicKey) -> Zeroizing<Block> {
+        if let Some(secret) = self.secrets().get(peer) {
+            return secret.clone();
+        }
+        let secret = self.exchange(peer.as_bytes());
+        let mut secrets = self.secrets();
+        if secrets.len() >= SECRETS
+            && let Some(any) = secrets.keys().next().copied()
+        {
+            secrets.remove(&any);
+        }
+        secrets.insert(*peer, secret.clone());
+        secret
+    }
+
+    fn secrets(&self) -> MutexGuard<'_, HashMap<PublicKey, Zeroizing<Block>>> {
+        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn exchange(&self, public_key: &Block) -> Zeroizing<Block> {
+        #[cfg(test)]
+        self.exchanges.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let public_key = x25519_dalek::PublicKey::from(*public_key);
         Zeroizing::new(self.private_key.diffie_hellman(&public_key).to_bytes())
     }
@@ -148,37 +210,17 @@ fn open<const PLAIN: usize>(key: &Block, hash: &Block, sealed: &[u8]) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
-    use gotatun::noise::Tunn;
-    use gotatun::noise::index_table::IndexTable;
-    use gotatun::noise::rate_limiter::RateLimiter;
-    use gotatun::x25519;
-
+    use super::super::caller::{Caller as Client, forge};
     use super::*;
 
-    /// Somebody who calls, by gotatun.
-    struct Client(Tunn);
-
-    impl Client {
-        fn new(from: &PrivateKey, to: PublicKey) -> Self {
-            let limiter = RateLimiter::new(&x25519::PublicKey::from(*from.public().as_bytes()), 1_000);
-            let (from, to) = (*from.as_bytes(), *to.as_bytes());
-            let table = IndexTable::from_os_rng();
-            Self(Tunn::new(from.into(), to.into(), None, None, table, Arc::new(limiter)))
-        }
-
-        fn call(&mut self) -> Vec<u8> {
-            self.0.format_handshake_initiation(true).unwrap().into_bytes().to_vec()
-        }
-    }
+    const MAC1: Range<usize> = 116..132;
 
     fn keys() -> (PrivateKey, PrivateKey) {
         (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap())
     }
 
     fn read(responder: &Responder, initiation: &[u8]) -> Option<(PublicKey, Stamp)> {
-        if !responder.is_meant(initiation) {
+        if Message::of(initiation) != Some(Message::Initiation) || !responder.is_meant(initiation) {
             return None;
         }
         let caller = responder.caller(initiation)?;
@@ -219,18 +261,45 @@ mod tests {
         for at in EPHEMERAL.start..MAC1.start {
             let mut changed = initiation.clone();
             changed[at] ^= 1;
-            let mut mac = <Blake2sMac<U16> as KeyInit>::new_from_slice(&responder.mac1_key).unwrap();
-            Update::update(&mut mac, &changed[..MAC1.start]);
-            changed[MAC1].copy_from_slice(&mac.finalize_fixed());
+            forge(&mut changed, other.public());
             assert!(responder.is_meant(&changed));
             assert_eq!(read(&responder, &changed), None, "{at}");
         }
     }
 
     #[test]
-    fn anything_else_is_no_initiation() {
-        for datagram in [&[][..], &[1], &[1; 147], &[1; 149], &[2; 148], &[4; 148]] {
-            assert!(!is_initiation(datagram));
+    fn the_second_initiation_of_a_peer_costs_one_key_exchange_less() {
+        let (own, other) = keys();
+        let responder = Responder::new(&other);
+        let mut client = Client::new(&own, other.public());
+        for exchanges in [2, 3, 4] {
+            assert!(read(&responder, &client.call()).is_some());
+            assert_eq!(responder.exchanges.load(std::sync::atomic::Ordering::Relaxed), exchanges);
+        }
+    }
+
+    #[test]
+    fn secrets_are_kept_of_so_many_peers_only() {
+        let responder = Responder::new(&keys().0);
+        let peer = |number: u16| {
+            let mut key = [0; 32];
+            key[..2].copy_from_slice(&number.to_be_bytes());
+            PublicKey::from_bytes(key)
+        };
+        responder.secrets().extend((0..4_096).map(|number| (peer(number), Zeroizing::default())));
+        for number in [4_096, 4_097] {
+            responder.secret(&peer(number));
+            assert!(responder.secrets().len() == SECRETS && responder.secrets().contains_key(&peer(number)));
+        }
+    }
+
+    #[test]
+    fn type_and_length_tell_what_a_datagram_claims_to_be() {
+        assert_eq!(Message::of(&[1; 148]), Some(Message::Initiation));
+        assert_eq!(Message::of(&[2; 92]), Some(Message::Response));
+        for datagram in [&[][..], &[1], &[1; 147], &[1; 149], &[1; 92], &[2; 148], &[4; 148], &[3; 64]] {
+            assert_eq!(Message::of(datagram), None);
+            assert!(datagram.len() >= 32 || first_mac(datagram).is_none());
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 
@@ -76,9 +77,10 @@ impl Known {
         self.peers.get(key)
     }
 
-    /// Returns all peers as they were set.
-    pub(super) fn peers(&self) -> impl Iterator<Item = (&PublicKey, &PeerConfig)> {
-        self.peers.iter()
+    /// Returns the peers whose keys come after `last`, as they were set.
+    pub(super) fn after(&self, last: Option<PublicKey>) -> impl Iterator<Item = (&PublicKey, &PeerConfig)> {
+        let start = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.peers.range((start, Bound::Unbounded))
     }
 
     /// Returns the peer to which an address belongs.
@@ -86,20 +88,22 @@ impl Known {
         self.owners.find(address)
     }
 
-    /// Takes over what the device really has of a peer, so that a change that was broken off halfway is made up for.
-    pub(super) fn correct(&mut self, key: &PublicKey, observed: &ObservedPeer) {
-        let is_right = self.peers.get(key).is_some_and(|known| {
+    /// Returns whether the device has of a peer what it was told.
+    pub(super) fn agrees(&self, key: &PublicKey, observed: &ObservedPeer) -> bool {
+        self.peers.get(key).is_some_and(|known| {
             known.preshared_key == observed.preshared_key
                 && known.allowed_ips == observed.allowed_ips
                 && known.persistent_keepalive == observed.persistent_keepalive
-        });
-        if is_right {
+        })
+    }
+
+    /// Takes over what the device really has of a peer, so that a change that was broken off halfway is made up for.
+    pub(super) fn correct(&mut self, key: &PublicKey, observed: &ObservedPeer) {
+        if self.agrees(key, observed) {
             return;
         }
         self.remove(key);
-        for allowed_ip in &observed.allowed_ips {
-            self.owners.insert(*allowed_ip, *key);
-        }
+        self.take_from_others(key, &observed.allowed_ips);
         let config = PeerConfig {
             public_key: *key,
             preshared_key: observed.preshared_key.clone(),
@@ -143,22 +147,25 @@ impl Known {
 
     /// Takes the allowed IPs of `config` from the peers that have them: the last one set has it, as in the kernel.
     fn take_over(&mut self, config: &PeerConfig) -> Vec<Edit> {
-        let mut losers = BTreeSet::new();
-        for allowed_ip in &config.allowed_ips {
-            let Some(owner) = self.owners.insert(*allowed_ip, config.public_key) else { continue };
-            if owner != config.public_key
-                && let Some(loser) = self.peers.get_mut(&owner)
-            {
-                loser.allowed_ips.retain(|kept| kept != allowed_ip);
-                losers.insert(owner);
-            }
-        }
+        let losers = self.take_from_others(&config.public_key, &config.allowed_ips);
         let shrink = |loser: PublicKey| {
             let allowed_ips = self.peers.get(&loser).map(|config| config.allowed_ips.clone());
             let allowed_ips = Member::Set(allowed_ips.unwrap_or_default());
             Edit::Modify(Modification { allowed_ips, ..Modification::of(loser) })
         };
         losers.into_iter().map(shrink).collect()
+    }
+
+    /// Gives `allowed_ips` to the peer `key`, and returns who had one of them.
+    fn take_from_others(&mut self, key: &PublicKey, allowed_ips: &AllowedIps) -> BTreeSet<PublicKey> {
+        let owners = allowed_ips.iter().filter_map(|net| self.owners.insert(*net, *key));
+        let losers: BTreeSet<PublicKey> = owners.filter(|owner| owner != key).collect();
+        for loser in &losers {
+            if let Some(loser) = self.peers.get_mut(loser) {
+                loser.allowed_ips.retain(|net| !allowed_ips.contains(net));
+            }
+        }
+        losers
     }
 
     fn set(&mut self, config: PeerConfig) -> Option<Edit> {
@@ -275,6 +282,21 @@ mod tests {
         assert_eq!(known.edits(&told), [expected]);
         known.remove(&key(1));
         assert_eq!(known.edits(&told), [Edit::Add(peer(1, &["10.0.0.1/32"]))]);
+    }
+
+    #[test]
+    fn what_the_device_has_moved_is_with_one_peer_only() {
+        let mut known = Known::default();
+        known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32", "10.9.0.0/16"])));
+        known.edits(&PeerChange::Set(peer(2, &[])));
+        let observed = ObservedPeer { allowed_ips: nets(&["10.9.0.0/16"]), ..ObservedPeer::default() };
+        known.correct(&key(2), &observed);
+        assert_eq!(known.get(&key(1)).unwrap().allowed_ips, nets(&["10.0.0.1/32"]));
+        assert_eq!(known.owner("10.9.0.1".parse().unwrap()), Some(&key(2)));
+        let edits = known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32", "10.9.0.0/16"])));
+        let back = Modification { allowed_ips: Member::Set(nets(&[])), ..Modification::of(key(2)) };
+        assert_eq!(edits[0], Edit::Modify(back));
+        assert!(matches!(&edits[1..], [Edit::Modify(edit)] if edit.public_key == key(1)));
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //! are asleep ([`dormant`]), and woken by the first packet in either direction ([`gate`], where it is told why that goes
 //! well). Whoever looks at the device sees no difference.
 
+#[cfg(test)]
+mod caller;
 mod convert;
+mod door;
 mod dormant;
 mod gate;
 mod initiation;
@@ -28,11 +31,12 @@ use gotatun::x25519;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rtnetlink::packet_route::link::InfoKind;
 use tokio::sync::watch;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use self::convert::{carry_out, into_io};
+use self::dormant::Roster;
 use self::gate::Gate;
-use self::known::Edit;
 use self::tun::{Attachment, Reader, Writer};
 use crate::kernel::rtnl::{Link, Rtnl};
 use crate::kernel::rules::MARK;
@@ -45,8 +49,14 @@ pub use self::tun::MAX_MTU;
 type Transports = (sockets::Sockets, Writer, Reader);
 type Device = device::Device<Transports>;
 
-/// Changes applied at a time: packets wait while the device is being edited.
-const BATCH: usize = 64;
+/// Edits of gotatun at a time: packets wait meanwhile, and each is work that grows with all peers that are awake.
+const EDITS: usize = 64;
+
+/// Changes applied at a time, of peers that are asleep for the most part.
+const CHANGES: usize = 1_024;
+
+/// Handshakes begun at a time: each costs two key exchanges.
+const INITIATIONS: usize = 16;
 
 /// [`WireGuard`] by gotatun. Calls that change something are made by one caller, the reconciler, one after the other.
 pub struct UserspaceWireGuard {
@@ -125,7 +135,9 @@ impl UserspaceWireGuard {
     /// Returns how many peers are awake: those that cost memory.
     pub async fn awake(&self) -> usize {
         match self.shared.device() {
-            Ok(running) => running.device.read(async |device| device.peers().await.len()).await,
+            Ok(running) => {
+                running.device.read(async |device| unconstrained(device.peers()).await.len()).await
+            }
             Err(_) => 0,
         }
     }
@@ -208,9 +220,10 @@ impl Shared {
         }
         let Running { device, gate } = self.device()?;
         let read = device.read(async |device| {
-            let awake = convert::observed(device.peers().await);
+            // Unconstrained, as it would give way every 128 peers, with the device's lock held.
+            let awake = convert::observed(unconstrained(device.peers()).await);
             // Under the same lock, so that nobody is both awake and asleep.
-            let peers = gate.roster(|roster| roster.observe(awake, Instant::now()));
+            let peers = gate.observe(awake, Instant::now());
             (device.listen_port(), device.fwmark(), peers)
         });
         let (port, mark, peers) = read.await;
@@ -223,20 +236,17 @@ impl Shared {
         }))
     }
 
-    /// Applies changes of peers, at most [`BATCH`] of them.
-    async fn edit(&self, Running { device, gate }: &Running, changes: &[PeerChange]) -> io::Result<()> {
-        device
-            .write(async |device: &mut DeviceWrite<'_, Transports>| {
-                let edits: Vec<Edit> = gate.roster(|roster| {
-                    let now = Instant::now();
-                    changes.iter().flat_map(|change| roster.edits(change, now)).collect()
-                });
-                for edit in edits {
-                    carry_out(device, edit).await;
-                }
-            })
-            .await
-            .map_err(into_io)
+    /// Applies changes of peers, a part of them at a time.
+    async fn edit(&self, running: &Running, mut changes: &[PeerChange]) -> io::Result<()> {
+        while !changes.is_empty() {
+            let part = async |device: &mut DeviceWrite<'_, Transports>| {
+                unconstrained(edit_some(device, &running.gate, changes)).await
+            };
+            let done = running.device.write(part).await.map_err(into_io)?;
+            changes = &changes[done..];
+            tokio::task::yield_now().await;
+        }
+        Ok(())
     }
 
     /// Sets key and port. Under [`Self::changing`].
@@ -249,7 +259,7 @@ impl Shared {
         let result = device
             .write(async |device: &mut DeviceWrite<'_, Transports>| {
                 gate.answer_to(&config.private_key);
-                device.set_private_key(private_key).await;
+                unconstrained(device.set_private_key(private_key)).await;
                 if !bound {
                     device.set_listen_port(!port);
                 }
@@ -323,15 +333,13 @@ impl WireGuard for UserspaceWireGuard {
         let shared = &*self.shared;
         let failed = || shared.failed("change the peers of");
         let running = shared.device_with_key().map_err(failed())?;
-        for changes in changes.chunks(BATCH) {
-            shared.edit(&running, changes).await.map_err(failed())?;
-        }
+        shared.edit(&running, changes).await.map_err(failed())?;
         let kept_alive: Vec<PublicKey> = changes.iter().filter_map(kept_alive).collect();
-        if kept_alive.len() > BATCH {
+        if kept_alive.len() > EDITS {
             // Nobody waits for thousands of handshakes; the task ends by itself, or with the device.
             let shared = Arc::downgrade(&self.shared);
             tokio::spawn(async move {
-                for keys in kept_alive.chunks(BATCH) {
+                for keys in kept_alive.chunks(EDITS) {
                     let Some(shared) = shared.upgrade() else { return };
                     shared.initiate(keys).await;
                 }
@@ -349,12 +357,10 @@ impl WireGuard for UserspaceWireGuard {
         let shared = &*self.shared;
         let failed = || shared.failed("change the peers of");
         let running = shared.device_with_key().map_err(failed())?;
-        for changes in changes.chunks(BATCH) {
-            shared.edit(&running, changes).await.map_err(failed())?;
-        }
+        shared.edit(&running, changes).await.map_err(failed())?;
         let Running { device, gate } = running;
         let _changing = shared.changing.lock().await;
-        if gate.roster(|roster| roster.is_all_asleep()) {
+        if gate.read(Roster::awake) == 0 {
             // Without peers gotatun would resume without a socket.
             return shared.configure(config).await;
         }
@@ -364,7 +370,7 @@ impl WireGuard for UserspaceWireGuard {
         let replaced = device
             .write(async |device: &mut DeviceWrite<'_, Transports>| {
                 gate.answer_to(&config.private_key);
-                device.set_private_key(private_key).await;
+                unconstrained(device.set_private_key(private_key)).await;
                 if config.listen_port != 0 {
                     device.set_listen_port(config.listen_port);
                 }
@@ -372,7 +378,7 @@ impl WireGuard for UserspaceWireGuard {
             .await;
         let resumed = device.resume().await;
         shared.configured(config, replaced.and(resumed))?;
-        let kept_alive = gate.roster(|roster| roster.kept_alive());
+        let kept_alive = gate.read(Roster::kept_alive);
         shared.initiate(&kept_alive).await;
         Ok(())
     }
@@ -388,6 +394,22 @@ impl WireGuard for UserspaceWireGuard {
             None => Ok(()),
         }
     }
+}
+
+/// Applies the first of `changes`, [`CHANGES`] or as many as take [`EDITS`] of gotatun, and returns how many.
+async fn edit_some(device: &mut DeviceWrite<'_, Transports>, gate: &Gate, changes: &[PeerChange]) -> usize {
+    let (mut done, mut touched) = (0, 0);
+    for change in changes.iter().take(CHANGES) {
+        let edits = gate.change(|roster| roster.edits(change, Instant::now()));
+        (done, touched) = (done + 1, touched + edits.len());
+        for edit in edits {
+            carry_out(device, edit).await;
+        }
+        if touched >= EDITS {
+            break;
+        }
+    }
+    done
 }
 
 /// Returns the key of a peer that is set and to be kept alive.

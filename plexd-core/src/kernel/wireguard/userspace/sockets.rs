@@ -1,18 +1,22 @@
-//! The UDP side of gotatun: its own dual-stack socket, wrapped for four things it does not do, wait for a port that it
-//! is just giving up itself, be ready to send at once, survive an error of `recvmmsg(2)`, and have a peer woken that calls.
+//! The UDP side of gotatun: its own dual-stack socket, wrapped for five things it does not do, wait for a port that it
+//! is just giving up itself, be ready to send at once, survive an error of `recvmmsg(2)`, have a peer woken that calls, and
+//! demand a cookie before a flood of calls costs anything ([`Door`]).
 
 use std::io;
 use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use gotatun::packet::{Packet, PacketBufPool};
 use gotatun::udp::socket::{UdpSocket, UdpSocketFactory};
 use gotatun::udp::{UdpRecv, UdpSend, UdpTransportFactory, UdpTransportFactoryParams};
+use tokio::time::Instant;
 
+use super::door::{Door, Verdict};
 use super::dormant::Call;
 use super::gate::Gate;
-use super::initiation::is_initiation;
+use super::initiation::Message;
 
 /// How often binding is tried while the port is in use.
 const ATTEMPTS: u32 = 250;
@@ -23,11 +27,8 @@ const BIND_PAUSE: Duration = Duration::from_millis(2);
 /// How long to wait after receiving failed.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Initiations read in a second. Whoever knows the public key can make some that pass the first mac, and reading one
-/// costs a key exchange, here as in gotatun (which asks for cookies by source address, and those can be forged). What
-/// cannot be authenticated here never reaches gotatun, so that a flood costs less with this than without it. Enough for
-/// 10,000 peers that all call at once, and again every 5 s until they are answered.
-const INITIATIONS: u32 = 2_000;
+/// Handshake messages judged before other tasks have their turn.
+const AT_ONCE: usize = 8;
 
 /// Makes the UDP socket.
 pub(super) struct Sockets {
@@ -71,59 +72,58 @@ async fn until_writable(sender: &UdpSocket) {
     let _refused = sender.send_to(Packet::copy_from(&[]), (Ipv6Addr::LOCALHOST, 0).into()).await;
 }
 
-/// How many more initiations may be read in this second.
-#[derive(Debug)]
-struct Budget {
-    left: u32,
-    since: Instant,
-}
-
-impl Budget {
-    fn new(now: Instant) -> Self {
-        Self { left: INITIATIONS, since: now }
-    }
-
-    fn take(&mut self, now: Instant) -> bool {
-        if now.duration_since(self.since) >= Duration::from_secs(1) {
-            *self = Self::new(now);
-        }
-        let taken = self.left.checked_sub(1);
-        self.left = taken.unwrap_or(0);
-        taken.is_some()
-    }
-}
-
 /// The receiving end of the socket. gotatun stops for good at the first error, so none is passed on.
 pub(super) struct Receiver {
     socket: UdpSocket,
     gate: Arc<Gate>,
-    budget: Budget,
+    /// That of the key with which the device was called last.
+    door: Option<Door>,
 }
 
 impl Receiver {
     fn new(socket: UdpSocket, gate: Arc<Gate>) -> Self {
-        Self { socket, gate, budget: Budget::new(Instant::now()) }
+        Self { socket, gate, door: None }
     }
 
-    /// Wakes those who call in `packets`, and empties what is no initiation of anybody: gotatun drops it. While no peer
-    /// may sleep, gotatun sees to all of that by itself.
-    async fn answer(&mut self, packets: &mut [(Packet, SocketAddr)]) {
-        if !self.gate.watches() {
-            return;
-        }
-        for (packet, _) in packets.iter_mut().filter(|(packet, _)| is_initiation(packet)) {
-            if !self.may_pass(packet).await {
+    /// Wakes those who call in `packets`, from the one at `first` on, and removes what is no handshake of anybody and what
+    /// has to show a cookie first.
+    async fn answer(&mut self, packets: &mut Vec<(Packet, SocketAddr)>, first: usize) {
+        let mut judged = 0;
+        let mut refused = false;
+        for (packet, sender) in packets.iter_mut().skip(first) {
+            let Some(message) = Message::of(packet) else { continue };
+            if !self.may_pass(message, packet, *sender).await {
                 packet.truncate(0);
+                refused = true;
+            }
+            judged += 1;
+            if judged % AT_ONCE == 0 {
+                tokio::task::yield_now().await;
             }
         }
+        if refused {
+            packets.retain(|(packet, _)| !packet.is_empty());
+        }
     }
 
-    async fn may_pass(&mut self, initiation: &[u8]) -> bool {
+    async fn may_pass(&mut self, message: Message, packet: &Packet, sender: SocketAddr) -> bool {
         let Some(responder) = self.gate.responder() else { return true };
-        if !responder.is_meant(initiation) || !self.budget.take(Instant::now()) {
-            return false;
+        let now = Instant::now();
+        let door = self.door.get_or_insert_with(|| Door::new(Arc::clone(&responder), now));
+        if !door.is_of(&responder) {
+            *door = Door::new(Arc::clone(&responder), now);
         }
-        match self.gate.call(&responder, initiation) {
+        match door.judge(message, packet, sender, now) {
+            Verdict::Refused => return false,
+            Verdict::Demanded(demand) => {
+                // Not waited for: one that does not fit is lost as any datagram, and asked for again.
+                let _sent = tokio::task::unconstrained(self.socket.send_to(demand, sender)).now_or_never();
+                return false;
+            }
+            Verdict::Heard if message == Message::Response => return true,
+            Verdict::Heard => {}
+        }
+        match self.gate.call(&responder, packet) {
             Call::Refused => false,
             Call::Expected => true,
             Call::Wakes(key) => {
@@ -141,10 +141,11 @@ impl UdpRecv for Receiver {
         loop {
             match self.socket.recv_from(pool).await {
                 Ok(received) => {
-                    let mut received = [received];
-                    self.answer(&mut received).await;
-                    let [received] = received;
-                    return Ok(received);
+                    let mut received = vec![received];
+                    self.answer(&mut received, 0).await;
+                    if let Some(received) = received.pop() {
+                        return Ok(received);
+                    }
                 }
                 Err(error) => rest(&error).await,
             }
@@ -161,7 +162,7 @@ impl UdpRecv for Receiver {
             let old = packets.len();
             match self.socket.recv_many_from(buffers, pool, packets).await {
                 Ok(()) => {
-                    self.answer(&mut packets[old..]).await;
+                    self.answer(packets, old).await;
                     return Ok(());
                 }
                 Err(error) => rest(&error).await,
@@ -180,16 +181,4 @@ async fn rest(error: &io::Error) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn so_many_initiations_are_read_in_a_second_and_no_more() {
-        let start = Instant::now();
-        let mut budget = Budget::new(start);
-        for _ in 0..3 {
-            assert_eq!((0..5_000).filter(|_| budget.take(start)).count(), 2_000);
-            budget.since -= Duration::from_secs(1);
-        }
-    }
-}
+mod tests;

@@ -7,10 +7,11 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use gotatun::device::configure::DeviceWrite;
 use gotatun::x25519;
+use tokio::task::unconstrained;
 use tokio::time::Instant;
 
 use super::convert::observed;
-use super::{BATCH, Running, Shared, Transports};
+use super::{INITIATIONS, Running, Shared, Transports};
 use crate::kernel::ObservedPeer;
 use crate::types::PublicKey;
 
@@ -27,9 +28,8 @@ impl Shared {
         let (missing, tired) = running
             .device
             .read(async |device| {
-                let mut awake = observed(device.peers().await);
-                let now = Instant::now();
-                let tired = running.gate.roster(|roster| roster.look(&awake, now, self.idle));
+                let mut awake = observed(unconstrained(device.peers()).await);
+                let tired = running.gate.look(&awake, Instant::now(), self.idle);
                 let missing = without_session(&awake);
                 let take = |key: PublicKey| Some((key, awake.remove(&key)?));
                 (missing, tired.into_iter().take(TIRED).filter_map(take).collect::<Vec<_>>())
@@ -47,12 +47,23 @@ impl Shared {
     /// answer, where the kernel goes on as long as there is a keepalive to send.
     pub(super) async fn initiate(&self, peers: &[PublicKey]) {
         let Ok(Running { device, .. }) = self.device() else { return };
-        for peers in peers.chunks(BATCH) {
-            for peer in peers {
-                // One poll sends the initiation; what follows would only wait for its answer.
-                let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
-            }
+        // One poll sends the initiation; what follows would only wait for its answer. Unconstrained, as that poll is not to be
+        // used up by tokio's own idea of how much a task may do.
+        let begin = |peer: &PublicKey| {
+            let key = x25519::PublicKey::from(*peer.as_bytes());
+            unconstrained(device.force_handshake(&key)).now_or_never().is_none()
+        };
+        for peers in peers.chunks(INITIATIONS) {
+            let waiting: Vec<&PublicKey> = peers.iter().filter(|peer| begin(peer)).collect();
             tokio::task::yield_now().await;
+            if !waiting.is_empty() {
+                // Some of them may have waited for somebody who changes the device instead: once more, when there is nobody.
+                // Where a handshake is under way this begins no other.
+                device.read(async |_| ()).await;
+                for peer in waiting {
+                    begin(peer);
+                }
+            }
         }
     }
 }
@@ -63,7 +74,7 @@ async fn put_to_sleep(Running { device, gate }: &Running, tired: &[(PublicKey, O
     let written = device
         .write(async |device: &mut DeviceWrite<'_, Transports>| {
             for (key, peer) in tired {
-                if gate.roster(|roster| roster.fall_asleep(key, peer)) {
+                if gate.change(|roster| roster.fall_asleep(key, peer)) {
                     device.remove_peer(&x25519::PublicKey::from(*key.as_bytes())).await;
                     tracing::debug!(peer = %key, "peer asleep");
                 }

@@ -101,8 +101,37 @@ impl Rig {
         }
     }
 
+    /// As the gate does.
     fn observe(&mut self, now: Instant) -> BTreeMap<PublicKey, ObservedPeer> {
-        self.roster.observe(self.device.0.clone(), now)
+        let mut peers = self.device.0.clone();
+        let agrees = |(key, peer)| self.roster.agrees(key, peer, now);
+        if self.roster.awake() != peers.len() || !peers.iter().all(agrees) {
+            self.roster.correct(&peers, now);
+        }
+        for (key, peer) in &mut peers {
+            self.roster.complete(key, peer, now);
+        }
+        let mut last = None;
+        loop {
+            let some = self.roster.asleep(last, 2, now);
+            peers.extend(some.peers);
+            last = some.last;
+            if last.is_none() {
+                return peers;
+            }
+        }
+    }
+
+    /// Looks, and has changes applied before those that are tired fall asleep.
+    fn tend_slowly(&mut self, changes: &[PeerChange], now: Instant) {
+        let seen = self.device.0.clone();
+        let tired = self.roster.look(&seen, now, IDLE);
+        changes.iter().for_each(|change| self.apply(change, now));
+        for key in tired {
+            if self.roster.fall_asleep(&key, &seen[&key]) {
+                self.device.0.remove(&key);
+            }
+        }
     }
 
     /// Looks as often as it takes a peer that is idle to fall asleep.
@@ -171,6 +200,76 @@ fn what_is_counted_between_two_looks_at_a_drowsy_peer_keeps_it_awake() {
 }
 
 #[test]
+fn what_is_changed_of_a_peer_that_is_just_falling_asleep_keeps_it_awake_and_counts() {
+    let kept = PeerConfig { persistent_keepalive: NonZeroU16::new(25), ..config(1) };
+    let moved = PeerConfig { endpoint: Some(at(2)), ..config(1) };
+    let secret = PeerConfig { preshared_key: None, ..config(1) };
+    for changed in [kept, moved, secret] {
+        let (mut rig, now) = (Rig::default(), Instant::now());
+        rig.apply(&PeerChange::Set(PeerConfig { endpoint: None, ..config(1) }), now);
+        rig.apply(&PeerChange::Set(config(1)), now);
+        rig.wake(&key(1), now);
+        rig.tend(now + IDLE);
+        let later = now + IDLE + MINUTE;
+        rig.tend_slowly(&[PeerChange::Set(changed.clone())], later);
+        assert_eq!((rig.awake(), rig.roster.way(address(1))), (vec![key(1)], Way::Open));
+        let seen = rig.observe(later).remove(&key(1)).unwrap();
+        assert_eq!((seen.endpoint, seen.preshared_key), (changed.endpoint, changed.preshared_key));
+        // It is idle from now on, and not since it was before.
+        rig.tend(later + MINUTE);
+        rig.tend(later + 2 * MINUTE);
+        assert_eq!(rig.awake(), [key(1)]);
+    }
+}
+
+#[test]
+fn who_has_to_stay_awake_does_not_fall_asleep_whatever_was_seen_before() {
+    let (mut rig, now) = (Rig::default(), Instant::now());
+    rig.apply(&PeerChange::Set(config(1)), now);
+    rig.wake(&key(1), now);
+    rig.tend(now + IDLE);
+    let kept = PeerConfig { persistent_keepalive: NonZeroU16::new(25), ..config(1) };
+    rig.roster.known.edits(&PeerChange::Set(kept));
+    assert!(!rig.roster.fall_asleep(&key(1), &rig.device.0[&key(1)]));
+}
+
+#[test]
+fn what_can_only_let_more_packets_pass_makes_none_ask_again() {
+    let (mut rig, now) = (Rig::default(), Instant::now());
+    rig.apply(&PeerChange::Set(config(1)), now);
+    let version = rig.roster.version();
+    rig.observe(now);
+    rig.roster.call(&key(1), Stamp::of(1), now);
+    rig.wake(&key(1), now);
+    rig.observe(now);
+    rig.tend(now);
+    rig.apply(&PeerChange::Remove(key(2)), now);
+    assert_eq!(rig.roster.version(), version);
+    for later in [IDLE, IDLE + MINUTE] {
+        let before = rig.roster.version();
+        rig.tend(now + later);
+        assert_ne!(rig.roster.version(), before);
+    }
+    let version = rig.roster.version();
+    rig.apply(&PeerChange::Remove(key(1)), now);
+    assert_ne!(rig.roster.version(), version);
+}
+
+#[test]
+fn a_handshake_stays_where_it_was_when_the_clock_is_set() {
+    let (now, wall) = (Instant::now(), SystemTime::now());
+    let said = wall - Duration::from_secs(30);
+    let handshake = Handshake::new(said, now);
+    assert_eq!(handshake.time(now), said);
+    assert!(handshake.is(&Handshake::new(said + Duration::from_millis(300), now)));
+    assert!(!handshake.is(&Handshake::new(said + Duration::from_secs(3), now)));
+    // It was said when the clock was an hour ahead.
+    let ahead = Handshake { said: said + Duration::from_hours(1), ..handshake };
+    let difference = said.duration_since(ahead.time(now)).unwrap_or_else(|error| error.duration());
+    assert!(difference < Duration::from_secs(1) && ahead.is(&handshake));
+}
+
+#[test]
 fn who_is_to_be_kept_alive_is_awake_as_soon_as_it_is_known_where_it_is() {
     let (mut rig, now) = (Rig::default(), Instant::now());
     let kept = PeerConfig { persistent_keepalive: NonZeroU16::new(25), ..config(1) };
@@ -228,6 +327,8 @@ enum Step {
     /// Bytes of a peer, if it is awake.
     Bytes(u8),
     Wait,
+    /// Waiting, and a change between the look at the peers and the moment at which they fall asleep.
+    WaitAndSet(PeerConfig),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -244,6 +345,7 @@ fn step() -> impl Strategy<Value = Step> {
         persistent_keepalive: keepalive.and_then(NonZeroU16::new),
     });
     prop_oneof![
+        2 => set.clone().prop_map(Step::WaitAndSet),
         4 => set.prop_map(Step::Set),
         1 => (0_u8..4).prop_map(Step::Remove),
         4 => (0_u8..8).prop_map(Step::Packet),
@@ -329,6 +431,11 @@ proptest! {
                 Step::Wait => {
                     now += MINUTE;
                     rig.tend(now);
+                }
+                Step::WaitAndSet(config) => {
+                    now += MINUTE;
+                    model.set(&config);
+                    rig.tend_slowly(&[PeerChange::Set(config)], now);
                 }
             }
             for (key, peer) in model.0.iter().filter(|(_, peer)| peer.persistent_keepalive.is_some()) {
