@@ -302,9 +302,8 @@ impl Roster {
     }
 
     /// Returns whether a peer that gotatun knows is here what it is there.
-    pub(super) fn agrees(&self, key: &PublicKey, peer: &ObservedPeer, now: Instant) -> bool {
-        let past = self.pasts.get(key).filter(|past| past.rest != Rest::Asleep);
-        past.is_some_and(|past| past.remembers(peer, now)) && self.known.agrees(key, peer)
+    pub(super) fn agrees(&self, key: &PublicKey, peer: &ObservedPeer) -> bool {
+        self.rest(key) != Rest::Asleep && self.known.agrees(key, peer)
     }
 
     /// Takes over what gotatun has, given all that it knows. It counts more than what it was told: a change that was broken
@@ -322,14 +321,14 @@ impl Roster {
             self.known.correct(key, peer);
             let past = self.pasts.entry(*key).or_insert_with(|| Past::new(peer.endpoint, now));
             past.rest = if past.rest == Rest::Asleep { Rest::Awake } else { past.rest };
-            past.remember(peer, now);
         }
         self.version += 1;
     }
 
-    /// Adds to what gotatun says of a peer what it has forgotten.
-    pub(super) fn complete(&self, key: &PublicKey, peer: &mut ObservedPeer, now: Instant) {
-        let Some(past) = self.pasts.get(key) else { return };
+    /// Adds to what gotatun says of a peer what it has forgotten, and remembers what it will forget.
+    pub(super) fn complete(&mut self, key: &PublicKey, peer: &mut ObservedPeer, now: Instant) {
+        let Some(past) = self.pasts.get_mut(key) else { return };
+        past.remember(peer, now);
         peer.last_handshake = past.handshake.map(|handshake| handshake.time(now));
         peer.rx_bytes += past.before.rx;
         peer.tx_bytes += past.before.tx;
@@ -362,17 +361,11 @@ impl Past {
         }
     }
 
-    /// Returns whether the last handshake with a peer that gotatun knows is the one that is kept.
-    fn remembers(&self, peer: &ObservedPeer, now: Instant) -> bool {
-        peer.last_handshake
-            .is_none_or(|said| self.handshake.is_some_and(|known| known.is(&Handshake::new(said, now))))
-    }
-
     /// Keeps the last handshake.
     fn remember(&mut self, peer: &ObservedPeer, now: Instant) {
-        if !self.remembers(peer, now) {
-            self.handshake = peer.last_handshake.map(|said| Handshake::new(said, now));
-        }
+        let Some(said) = peer.last_handshake else { return };
+        let seen = Handshake::new(said, now);
+        self.handshake = self.handshake.filter(|known| known.is(&seen)).or(Some(seen));
     }
 }
 

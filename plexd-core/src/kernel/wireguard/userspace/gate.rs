@@ -117,14 +117,14 @@ impl Gate {
         let agrees = self.read(|roster| roster.awake() == seen.len())
             && seen
                 .chunks(AT_ONCE)
-                .all(|some| self.read(|roster| some.iter().all(|(key, peer)| roster.agrees(key, peer, now))));
+                .all(|some| self.read(|roster| some.iter().all(|(key, peer)| roster.agrees(key, peer))));
         if !agrees {
             drop(seen);
             self.change(|roster| roster.correct(&awake, now));
             seen = awake.iter_mut().collect();
         }
         for some in seen.chunks_mut(AT_ONCE) {
-            self.read(|roster| some.iter_mut().for_each(|(key, peer)| roster.complete(key, peer, now)));
+            self.change(|roster| some.iter_mut().for_each(|(key, peer)| roster.complete(key, peer, now)));
         }
         drop(seen);
         let (mut peers, mut last) = (BTreeMap::new(), None);

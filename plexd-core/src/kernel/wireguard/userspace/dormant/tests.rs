@@ -104,7 +104,7 @@ impl Rig {
     /// As the gate does.
     fn observe(&mut self, now: Instant) -> BTreeMap<PublicKey, ObservedPeer> {
         let mut peers = self.device.0.clone();
-        let agrees = |(key, peer)| self.roster.agrees(key, peer, now);
+        let agrees = |(key, peer)| self.roster.agrees(key, peer);
         if self.roster.awake() != peers.len() || !peers.iter().all(agrees) {
             self.roster.correct(&peers, now);
         }
@@ -126,7 +126,9 @@ impl Rig {
     fn tend_slowly(&mut self, changes: &[PeerChange], now: Instant) {
         let seen = self.device.0.clone();
         let tired = self.roster.look(&seen, now, IDLE);
-        changes.iter().for_each(|change| self.apply(change, now));
+        for change in changes {
+            self.apply(change, now);
+        }
         for key in tired {
             if self.roster.fall_asleep(&key, &seen[&key]) {
                 self.device.0.remove(&key);

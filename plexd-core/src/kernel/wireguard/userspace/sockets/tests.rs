@@ -43,7 +43,7 @@ fn receiver(peer: PublicKey) -> Rig {
     let (sender, passed) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         let mut pool = PacketBufPool::new(64);
-        let (mut buffers, mut packets) = (Default::default(), vec![]);
+        let (mut buffers, mut packets) = (<UdpSocket as UdpRecv>::RecvManyBuf::default(), vec![]);
         while receiver.recv_many_from(&mut buffers, &mut pool, &mut packets).await.is_ok() {
             for (packet, _) in packets.drain(..) {
                 let _ = sender.send(packet.to_vec());
