@@ -27,7 +27,6 @@ use crate::identity::{
     self, Announced, Consent, CurrentIdentity, Enroller, Extent, IdentityStore, Leave, LeaveRequests,
     Machine, TokenLookup, TokenSearch, Unfinished,
 };
-use crate::kernel::Backend;
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
@@ -190,7 +189,8 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let mut reconciler = reconciler.keeping_outside(client.addresses()).telling(opened.state.clone());
     finish_departure(opened.unfinished.as_ref(), &mut reconciler, &board).await;
     reconciler.start().await;
-    keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), backend));
+    let stamps = Stamps::of(backend, config.mesh.persistent_keepalive);
+    keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), stamps));
     let (enroller, leave) = opened.enroller.leaving(mesh.clone(), opened.reports.clone());
     supervisor.spawn("enrolment", enroller.run(shutdown.clone()));
 
@@ -323,9 +323,8 @@ fn open(
 }
 
 /// Starts the task that keeps what is known of the time and tells what is wrong with the clock.
-fn keep_clock(supervisor: &mut Supervisor, opened: &Opened, board: &Board, (mesh, backend): (Mesh, Backend)) {
+fn keep_clock(supervisor: &mut Supervisor, opened: &Opened, board: &Board, (mesh, stamps): (Mesh, Stamps)) {
     let (clock, file, kept) = opened.clock.clone();
-    let stamps = Stamps::from(backend);
     let keeper =
         ClockKeeper::new(clock, (file, kept), board.clone(), opened.identity.clone(), (mesh, stamps));
     supervisor.spawn("clock", keeper.run(supervisor.shutdown()));

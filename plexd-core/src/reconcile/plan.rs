@@ -12,7 +12,7 @@ use super::drift::{Correction, Kind};
 use super::wanted::{Wanted, WantedPeer};
 use crate::kernel::rules::{MARK, ObservedRules, Rule};
 use crate::kernel::{ObservedDevice, ObservedLink, ObservedPeer, ObservedTable, PeerChange, PeerConfig};
-use crate::types::PublicKey;
+use crate::types::{AllowedIps, PublicKey};
 
 /// A handshake younger than this is fresh: the peer is up, and where it was heard counts more than where it should be
 /// (contract, section 3).
@@ -306,7 +306,7 @@ fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, memory: &Memory, no
     let there = observed.map_or(&none, |device| &device.peers);
     let mut gone: BTreeMap<&PublicKey, &ObservedPeer> =
         there.iter().filter(|(key, _)| !wanted.peers.contains_key(key)).collect();
-    let keys_by_ips: BTreeMap<&BTreeSet<IpNet>, PublicKey> = gone
+    let keys_by_ips: BTreeMap<&AllowedIps, PublicKey> = gone
         .iter()
         .filter(|(_, peer)| !peer.allowed_ips.is_empty())
         .map(|(key, peer)| (&peer.allowed_ips, **key))

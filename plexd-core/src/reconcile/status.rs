@@ -1,11 +1,9 @@
 //! How the mesh is, for the administrator and the heartbeat.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::plan::FRESH;
@@ -14,7 +12,7 @@ use super::wanted::Wanted;
 use crate::kernel::{Backend, ObservedDevice};
 use crate::policy::PolicySet;
 use crate::state::Desired;
-use crate::types::{NodeId, PublicKey};
+use crate::types::{AllowedIps, NodeId, PublicKey};
 
 /// How the mesh is.
 #[derive(Debug, Clone)]
@@ -59,7 +57,7 @@ pub struct PeerStatus {
     /// Where it is reached: as WireGuard has it, else as the control plane says.
     pub endpoint: Option<String>,
     /// Its allowed IPs.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: AllowedIps,
     /// Whether it is in WireGuard.
     pub configured: bool,
     /// Why it is not, or what else is wrong with it.
@@ -118,7 +116,7 @@ mod tests {
                 public_key: PublicKey::from_bytes([2; 32]),
                 mesh_ip: [10, 100, 0, 2].into(),
                 endpoint: None,
-                allowed_ips: BTreeSet::new(),
+                allowed_ips: AllowedIps::default(),
                 configured,
                 problem: None,
                 handshake_age: age.map(Duration::from_secs),
