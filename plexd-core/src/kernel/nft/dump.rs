@@ -228,8 +228,9 @@ impl Dump {
         for map in &expected.maps {
             let Some(found) = self.maps.get(&map.name) else { continue };
             for (key, entry) in &map.entries {
-                if let Some((_, count)) = found.elements.get(&Place::of(key, map)) {
-                    add(entry.rule, *count);
+                if let (Some(rule), Some((_, count))) = (entry.rule, found.elements.get(&Place::of(key, map)))
+                {
+                    add(rule, *count);
                 }
             }
         }
