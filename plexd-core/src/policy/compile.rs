@@ -30,9 +30,9 @@ pub const MAX_RULES: usize = 20_000;
 /// Most entries of a compiled table (contract, section 5).
 pub const MAX_ENTRIES: usize = 200_000;
 
-/// Most maps that a packet of one family is looked up in. Sets as people write them take a handful; this is what 20,000
-/// rules take that allow and deny in turn, each crossing all of the others, and more than twice as much again. A packet that
-/// nothing matches pays for all of them.
+/// Most maps that a packet of one family is looked up in. Sets as people write them take a handful; this is
+/// twice what 20,000 rules take that allow and deny in turn, each crossing all of the others. A packet that nothing matches
+/// pays for all of them.
 pub const MAX_LOOKUPS: usize = 2_048;
 
 /// As [`MAX_LOOKUPS`], of a table that is only to be written: one for each pair of prefix lengths of IPv4, and service.

@@ -67,7 +67,7 @@ fn a_set_that_takes_too_many_lookups_is_refused_and_says_from_which_rule_on() {
 fn classes_and_what_matches_everything_count_as_entries() {
     // Of 199,809 pairs of networks of two lengths there is room for no class.
     let spread = |n: u32| {
-        let length = if n % 2 == 0 { 32 } else { 31 };
+        let length = 32 - u8::try_from(n % 2).unwrap();
         IpNet::from(ipnet::Ipv4Net::new(Ipv4Addr::from(0x0a02_0000 + 8 * n), length).unwrap())
     };
     let mut context = context();
@@ -119,7 +119,7 @@ fn long_sets_that_nobody_writes_are_compiled_or_refused_in_seconds() {
                 println!("{took:?}: {size:?}");
             }
             // A tenth of it where it is optimised.
-            assert!(took < Duration::from_secs(60), "{took:?}");
+            assert!(took < Duration::from_mins(1), "{took:?}");
         }
     }
 }
