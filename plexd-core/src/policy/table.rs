@@ -180,8 +180,8 @@ pub struct Key {
 pub struct Entry {
     /// What becomes of the packet.
     pub verdict: Verdict,
-    /// The rule of the policy that says so, by its position among all rules.
-    pub rule: usize,
+    /// The rule of the policy that says so, by its position among all rules; `None` for the default.
+    pub rule: Option<usize>,
 }
 
 impl Table {

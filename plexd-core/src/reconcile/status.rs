@@ -9,7 +9,8 @@ use tokio::time::Instant;
 use super::plan::FRESH;
 use super::routes::{Routes, Routing};
 use super::wanted::Wanted;
-use crate::kernel::{Backend, ObservedDevice};
+use super::{Reconciler, reading};
+use crate::kernel::{Backend, Counters, ObservedDevice, ObservedTable};
 use crate::policy::PolicySet;
 use crate::state::Desired;
 use crate::types::{AllowedIps, NodeId, PublicKey};
@@ -102,6 +103,31 @@ pub(super) fn peers(
         }
     };
     desired.peers.values().map(status).collect()
+}
+
+impl Reconciler {
+    /// Returns how the mesh is, read from the kernel now.
+    pub(super) async fn status(&self) -> MeshStatus {
+        let device = self.kernel.wireguard.observe().await.ok().flatten().unwrap_or_default();
+        let link = reading(self.kernel.network.observe(&self.config.mesh.interface).await, &mut Vec::new());
+        let routing = Routing::new(&link, &self.conflicts);
+        MeshStatus {
+            backend: self.kernel.wireguard.backend(),
+            backend_reason: self.backend_reason.clone(),
+            peers: peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device, &routing),
+            policies: Arc::clone(&self.policies),
+            refused: self.refused.clone(),
+            last_success: self.last_success,
+        }
+    }
+
+    /// Returns what the firewall counted, read from the kernel now.
+    pub(super) async fn counters(&self) -> Option<Counters> {
+        match self.kernel.firewall.observe(self.wanted.as_ref()?.table.as_ref()?).await {
+            Ok(ObservedTable::Same { counters }) => Some(counters),
+            Ok(_) | Err(_) => None,
+        }
+    }
 }
 
 #[cfg(test)]

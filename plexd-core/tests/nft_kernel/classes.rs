@@ -36,7 +36,7 @@ pub(super) fn map(name: &str, parts: (Part, Part), entries: &[&str], first: usiz
     let entry = |(line, rule): (&&str, usize)| {
         let words: Vec<_> = line.split(' ').collect();
         let key = Key { source: net(words[0]), destination: net(words[1]), service: service(words[2]) };
-        (key, Entry { verdict: Verdict::Accept, rule })
+        (key, Entry { verdict: Verdict::Accept, rule: Some(rule) })
     };
     let entries: BTreeMap<_, _> = entries.iter().zip(first..).map(entry).collect();
     let (key, _) = entries.first_key_value().unwrap();
@@ -166,7 +166,7 @@ fn decided(table: &Table, flow: &Flow) -> Option<usize> {
             destination: part(destination, flow.destination),
             service,
         };
-        map.entries.get(&key).map(|entry| entry.rule)
+        map.entries.get(&key).and_then(|entry| entry.rule)
     })
 }
 
@@ -270,7 +270,7 @@ fn root_packets_are_judged_by_classes_and_by_all_maps_of_a_list() {
                 }
             }
         }
-        let rules = table.maps.iter().flat_map(|map| map.entries.values().map(|entry| Some(entry.rule)));
+        let rules = table.maps.iter().flat_map(|map| map.entries.values().map(|entry| entry.rule));
         let unseen: Vec<_> = rules.filter(|rule| !seen.contains(rule)).collect();
         assert!(unseen.is_empty() && seen.contains(&None), "{unseen:?} decided nothing");
     });

@@ -152,7 +152,7 @@ fn verdicts(map: &Map, is_passed_over: bool) -> Stored<'_> {
         at: At::Key(key),
         place: Place::of(key, map),
         data: Some(Data::from(&entry.verdict)),
-        rule: Some(entry.rule),
+        rule: entry.rule,
     });
     let rest = is_passed_over.then(|| Element::rest(Data::CONTINUE));
     Stored {

@@ -15,6 +15,16 @@ use crate::reconcile::ownership::Ownership;
 use crate::reconcile::tests::{ips, key, nets};
 use crate::types::{PresharedKey, PrivateKey};
 
+/// Plans from all that was observed.
+pub(in crate::reconcile) fn plan(
+    wanted: &Wanted,
+    observed: &Observed,
+    memory: &Memory,
+    now: SystemTime,
+) -> Plan {
+    super::plan(wanted, observed, Prospect::of(wanted, &observed.device, memory, now))
+}
+
 const NOW: Duration = Duration::from_secs(1_000_000);
 
 fn now() -> SystemTime {
