@@ -22,4 +22,5 @@ mod policy;
 mod privileges;
 mod restart;
 mod rotation;
+mod secrets;
 mod support;
