@@ -33,6 +33,7 @@ pub enum ApiError {
     CoreUnavailable,
     NodeNotRegistered,
     ControlPlaneUnavailable,
+    TooManyRequests,
     InsufficientStorage,
     TooManyReports,
 }
@@ -59,6 +60,7 @@ impl ApiError {
         Self::CoreUnavailable,
         Self::NodeNotRegistered,
         Self::ControlPlaneUnavailable,
+        Self::TooManyRequests,
         Self::InsufficientStorage,
         Self::TooManyReports,
     ];
@@ -86,6 +88,7 @@ impl ApiError {
             Self::CoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "core unavailable"),
             Self::NodeNotRegistered => (StatusCode::SERVICE_UNAVAILABLE, "node not registered"),
             Self::ControlPlaneUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "control plane unavailable"),
+            Self::TooManyRequests => (StatusCode::SERVICE_UNAVAILABLE, "too many requests"),
             Self::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, "insufficient storage"),
             Self::TooManyReports => (StatusCode::INSUFFICIENT_STORAGE, "too many report entries"),
         }
@@ -105,7 +108,10 @@ impl IntoResponse for ApiError {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The rest of the request is not read.
-            Self::PayloadTooLarge | Self::RequestTimeout | Self::ConflictingLengths => {
+            Self::PayloadTooLarge
+            | Self::RequestTimeout
+            | Self::ConflictingLengths
+            | Self::TooManyRequests => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -175,9 +181,10 @@ mod tests {
             })
             .collect();
         // Told before there is a request (`connection`).
-        let refused = (503, "too many connections");
+        let early =
+            [(400, "bad request"), (431, "request header fields too large"), (503, "too many connections")];
         let all =
             ApiError::ALL.iter().map(|error| error.parts()).map(|(status, text)| (status.as_u16(), text));
-        assert_eq!(documented, all.chain([refused]).collect());
+        assert_eq!(documented, all.chain(early).collect());
     }
 }

@@ -1,6 +1,7 @@
 //! plexd from outside: the real daemons under their real users, each test in namespaces of its own. Needs root and all
 //! programs of the workspace, built.
 
+mod access;
 mod api;
 mod bad_input;
 mod conformance;
