@@ -82,8 +82,10 @@ fn every_read_of_a_secret_leaves_a_record_at_the_control_plane() {
     as_both("/v1/state/secrets/unavailable", 503);
     fault(json!({ "endpoint": "secrets", "status": 403 }));
     as_both("/v1/state/secrets/kept", 403);
-    fault(json!({ "endpoint": "secrets", "latency_ms": 20_000 }));
-    node.try_curl_unix(Some(both()), "/v1/state/secrets/left", &["--max-time", "1"]).expect_err("too late");
+    // Who leaves meanwhile has asked all the same.
+    fault(json!({ "endpoint": "secrets", "latency_ms": 2_000 }));
+    node.try_curl_unix(Some(both()), "/v1/state/secrets/tls%2Fserver.key", &["--max-time", "1"])
+        .expect_err("too late");
     single.control_plane.clear_faults();
     node.curl_unix_as(member(), "/v1/state/secrets/member", &[]).expect_status(403);
     by_tcp(PASSWORD, &["-H", "Authorization: Bearer tcp-token"], 200);
@@ -119,14 +121,33 @@ fn every_read_of_a_secret_leaves_a_record_at_the_control_plane() {
         ("db/password", "both", "success"),
         ("db/password", "tcp", "success"),
         ("kept", "both", "denied"),
-        ("left", "both", "error"),
         ("member", "member", "denied"),
         ("no", "tcp", "denied"),
         ("none", "both", "error"),
+        ("tls/server.key", "both", "success"),
         ("unavailable", "both", "error"),
     ];
     let expected = expected.map(|(key, who, result)| (key.to_owned(), who, result.to_owned()));
     assert_eq!(told, expected);
+
+    // So has one whose sidecar does not live to see the answer.
+    single.control_plane.set_faults(&json!({ "endpoint": "secrets", "latency_ms": 60_000 }));
+    let asked = single.control_plane.requests("secrets");
+    let line = [
+        "curl",
+        "-s",
+        "--unix-socket",
+        "/var/run/plexd/api.sock",
+        "http://localhost/v1/state/secrets/killed",
+    ];
+    let curl = single.a.node.host().spawn_as("curl", both(), &line);
+    wait_until(SOON, "the request", || single.control_plane.requests("secrets") > asked);
+    single.a.node.take_api().kill9();
+    let last = wait_reads(&single, 10).pop().expect("a record");
+    assert_eq!([&last["object"]["secret"], &last["result"]], ["killed", "error"]);
+    drop(curl);
+    single.control_plane.clear_faults();
+    single.a.node.start_api();
 
     // Without the control plane they wait; refused ones by the hundred are few.
     single.control_plane.stop();
@@ -135,8 +156,8 @@ fn every_read_of_a_secret_leaves_a_record_at_the_control_plane() {
     let line = ["curl", "-s", "-o", "/dev/null", "--unix-socket", "/var/run/plexd/api.sock", many];
     single.a.node.host().run_as(member(), &line).expect_success();
     single.control_plane.start_again();
-    let later = wait_reads(&single, 9 + 1 + 300);
-    assert_eq!(later.iter().map(reads).sum::<u64>(), 310);
+    let later = wait_reads(&single, 10 + 1 + 300);
+    assert_eq!(later.iter().map(reads).sum::<u64>(), 311);
     assert!(later.len() < 100, "{} records", later.len());
 
     let received = single.control_plane.received(&single.a.id).to_string();
