@@ -267,14 +267,14 @@ fn serve_sidecar(
         .layer(Gate::new(node_state::RULES, sidecar))
         .add_service(service)
         .serve_with_incoming_shutdown(Incoming::new(socket)?, stopped(&supervisor.shutdown()));
-    let served = Shutdown::new();
-    let ended = served.clone();
+    let complete = Shutdown::new();
+    let ended = complete.clone();
     supervisor.spawn("node_state", async move {
         let result = server.await;
         ended.cancel();
         Ok(result?)
     });
-    Ok(served)
+    Ok(complete)
 }
 
 /// Deregisters the node, if it is registered; a control plane that does not answer does not hold the stop up, and the node

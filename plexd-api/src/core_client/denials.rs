@@ -121,15 +121,15 @@ async fn note(core: &Core, reads: &[(Read, u64)], deadline: Duration) -> bool {
 mod tests {
     use super::*;
 
-    fn caller(uid: u32) -> Option<LocalCaller> {
-        Some(LocalCaller { uid, gid: 1, pid: 1, groups: Vec::new() })
+    fn caller(uid: u32) -> LocalCaller {
+        LocalCaller { uid, gid: 1, pid: 1, groups: Vec::new() }
     }
 
     #[test]
     fn what_waits_is_bounded_by_caller_and_in_callers_and_the_count_is_whole() {
         let denials = Denials::default();
         for n in 0..1_000 {
-            denials.note(format!("k{n}"), caller(1));
+            denials.note(format!("k{n}"), Some(caller(1)));
         }
         denials.note("k".into(), None);
         let taken = denials.take();
@@ -137,9 +137,9 @@ mod tests {
         assert_eq!(taken.iter().map(|(_, count)| count).sum::<u64>(), 1_001);
         assert!(taken.iter().any(|(read, count)| (read.key.as_str(), *count) == ("k999", 990)));
         for uid in 0..1_000 {
-            denials.note("k".into(), caller(uid));
+            denials.note("k".into(), Some(caller(uid)));
         }
-        denials.note("k".into(), caller(0));
+        denials.note("k".into(), Some(caller(0)));
         assert_eq!(denials.take().len(), MAX_CALLERS + 1);
         assert!(denials.take().is_empty());
     }

@@ -118,13 +118,13 @@ impl<T: PartialEq> Ordered<T> {
             *self = self.replaced(list, key);
             return;
         }
-        let mut last = self.entries.values().map(|placed| placed.position).max().unwrap_or(MIDDLE);
+        let mut end = self.entries.values().map(|placed| placed.position).max().unwrap_or(MIDDLE);
         for entry in list {
             let name = key(&entry).to_owned();
             let position = self.position(&name).unwrap_or_else(|| {
                 // What has no room is put in order by the next pull.
-                last = last.saturating_add(STEP);
-                last
+                end = end.saturating_add(STEP);
+                end
             });
             self.place(name, entry, position);
         }
