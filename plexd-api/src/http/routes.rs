@@ -75,6 +75,9 @@ async fn gate(
         Ok(()) => next.run(request).await,
         Err(error) => {
             tracing::debug!(method = %request.method(), path = request.uri().path(), ?error, "refused");
+            if route.need == Need::Secrets {
+                secret::refused(&api, &request, error);
+            }
             error.into_response()
         }
     };

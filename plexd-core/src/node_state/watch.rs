@@ -12,6 +12,7 @@ use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{broadcast, watch};
 use tonic::Status;
 
+use super::token::ApiToken;
 use crate::identity::{CurrentIdentity, Identity};
 use crate::reports::{self, Reports};
 use crate::state::{DataEntry, Desired, EntryChange, Placed, SecretRef};
@@ -28,8 +29,8 @@ pub(super) struct Sources {
     pub(super) desired: watch::Receiver<Arc<Desired>>,
     pub(super) identity: CurrentIdentity,
     pub(super) reports: Reports,
-    /// SHA-256 of the bearer token of TCP callers.
-    pub(super) token_sha256: Option<[u8; 32]>,
+    /// The bearer token of TCP callers.
+    pub(super) token: watch::Receiver<Option<ApiToken>>,
 }
 
 /// Streams the state until the receiver goes away.
@@ -53,6 +54,7 @@ struct Watcher {
 struct Told {
     desired: Arc<Desired>,
     identity: Option<Arc<Identity>>,
+    token: Option<ApiToken>,
 }
 
 /// What woke the watcher.
@@ -85,7 +87,8 @@ impl Watcher {
                     self.reports = None;
                 }
                 News::State => {
-                    let changes = self.tell_changes();
+                    let mut changes = self.tell_changes();
+                    changes.extend(self.tell_token());
                     if !changes.is_empty() {
                         self.cut(changes, Reset::No);
                     }
@@ -108,10 +111,7 @@ impl Watcher {
         self.told = Told::default();
         let mut changes = self.tell_changes();
         changes.extend(subscription.entries.iter().map(|entry| change(Kind::Report(report_entry(entry)))));
-        if let Some(digest) = self.sources.token_sha256 {
-            let access = v1::TcpAccess { token_sha256: digest.to_vec().into() };
-            changes.push(change(Kind::TcpAccess(access)));
-        }
+        changes.extend(self.tell_token());
         self.reports = Some(subscription.changes);
         self.cut(changes, Reset::Yes);
         Ok(())
@@ -143,8 +143,16 @@ impl Watcher {
                 EntryChange::Removed(key) => Kind::SecretDeleted(key.to_owned()),
             })
         }));
-        self.told = Told { desired, identity };
+        self.told = Told { desired, identity, ..self.told };
         changes
+    }
+
+    /// Returns the digest of the token, if the receiver does not know it yet, and notes that it is told.
+    fn tell_token(&mut self) -> Option<v1::Change> {
+        let token = *self.sources.token.borrow_and_update();
+        let is_news = std::mem::replace(&mut self.told.token, token) != token;
+        let access = |token: ApiToken| v1::TcpAccess { token_sha256: token.sha256().to_vec().into() };
+        token.filter(|_| is_news).map(|token| change(Kind::TcpAccess(access(token))))
     }
 
     /// Cuts changes into bounded pieces, the last of which makes them take effect.
@@ -176,6 +184,8 @@ async fn news(sources: &mut Sources, reports: &mut broadcast::Receiver<reports::
     tokio::select! {
         changed = sources.desired.changed() => if changed.is_ok() { News::State } else { News::End },
         changed = sources.identity.changed() => if changed.is_ok() { News::State } else { News::End },
+        // Where nobody reads the file again it stays as it is.
+        Ok(()) = sources.token.changed() => News::State,
         change = reports.recv() => match change {
             Ok(change) => News::Report(change),
             Err(RecvError::Lagged(_)) => News::Lagged,

@@ -23,4 +23,5 @@ mod policy;
 mod privileges;
 mod restart;
 mod rotation;
+mod secrets;
 mod support;
