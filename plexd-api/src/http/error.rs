@@ -33,6 +33,7 @@ pub enum ApiError {
     CoreUnavailable,
     NodeNotRegistered,
     ControlPlaneUnavailable,
+    StorageFailed,
     InsufficientStorage,
     TooManyReports,
 }
@@ -59,6 +60,7 @@ impl ApiError {
         Self::CoreUnavailable,
         Self::NodeNotRegistered,
         Self::ControlPlaneUnavailable,
+        Self::StorageFailed,
         Self::InsufficientStorage,
         Self::TooManyReports,
     ];
@@ -86,6 +88,7 @@ impl ApiError {
             Self::CoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "core unavailable"),
             Self::NodeNotRegistered => (StatusCode::SERVICE_UNAVAILABLE, "node not registered"),
             Self::ControlPlaneUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "control plane unavailable"),
+            Self::StorageFailed => (StatusCode::INTERNAL_SERVER_ERROR, "storage failure"),
             Self::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, "insufficient storage"),
             Self::TooManyReports => (StatusCode::INSUFFICIENT_STORAGE, "too many report entries"),
         }
@@ -149,6 +152,7 @@ impl From<CallError<ReportRefusal>> for ApiError {
             CallError::Refused(ReportRefusal::VersionConflict) => Self::VersionConflict,
             CallError::Refused(ReportRefusal::TooManyEntries) => Self::TooManyReports,
             CallError::Refused(ReportRefusal::InsufficientStorage) => Self::InsufficientStorage,
+            CallError::Refused(ReportRefusal::StorageFailed) => Self::StorageFailed,
             CallError::Refused(ReportRefusal::NotRegistered) => Self::NodeNotRegistered,
             // What is checked here and there differs only if the two processes are of different versions.
             CallError::Refused(ReportRefusal::Invalid) => Self::InvalidJson,
