@@ -96,7 +96,9 @@ impl Watcher {
                     }
                 }
                 Reported::Completely(cursor) => match self.news().await {
-                    News::State if self.told.identity.is_some() && self.sources.identity.borrow().is_none() => {
+                    News::State
+                        if self.told.identity.is_some() && self.sources.identity.borrow().is_none() =>
+                    {
                         // Everything told so far was this identity's.
                         self.told.reports = Reported::Nothing;
                     }
@@ -129,10 +131,11 @@ impl Watcher {
     async fn tell_reports(&mut self, cursor: Cursor) -> Result<(), Status> {
         // Before they are read: what changes from here on is news.
         self.position.mark_unchanged();
-        let told = self.sources.reports.changes(cursor, PIECE_CHANGES, PIECE_BYTES).await.map_err(|error| {
-            tracing::warn!(%error, "reports cannot be read for those who watch");
-            Status::unavailable("reports cannot be read")
-        })?;
+        let told =
+            self.sources.reports.changes(cursor, PIECE_CHANGES, PIECE_BYTES).await.map_err(|error| {
+                tracing::warn!(%error, "reports cannot be read for those who watch");
+                Status::unavailable("reports cannot be read")
+            })?;
         if told.reset && cursor != Cursor::default() {
             self.told.reports = Reported::Nothing;
             return Ok(());

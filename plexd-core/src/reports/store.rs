@@ -242,12 +242,8 @@ impl Store {
             cursor
         };
         let (mut changes, mut taken) = (Vec::new(), 0);
-        let mut news = self.index.since(cursor);
-        let complete = loop {
-            if changes.len() >= most || taken >= bytes {
-                break false;
-            }
-            let Some(next) = news.next() else { break true };
+        let mut news = self.index.since(cursor).peekable();
+        while let Some(next) = news.next_if(|_| changes.len() < most && taken < bytes) {
             cursor.entries = next.revision();
             cursor.deletions = cursor.deletions.max(next.revision());
             match next {
@@ -265,7 +261,8 @@ impl Store {
                     changes.push(Change::Deleted(Deleted { key: key.to_owned(), revision }));
                 }
             }
-        };
+        }
+        let complete = news.peek().is_none();
         if complete {
             (cursor.entries, cursor.deletions) = (revision, revision);
         }
@@ -343,7 +340,9 @@ impl Store {
 }
 
 fn same_error(error: &io::Error) -> io::Error {
-    error.raw_os_error().map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
+    error
+        .raw_os_error()
+        .map_or_else(|| io::Error::new(error.kind(), error.to_string()), io::Error::from_raw_os_error)
 }
 
 /// Makes a new database ready, and reads all of it, so that damage shows now and not when somebody needs it.

@@ -187,9 +187,7 @@ impl Reports {
     }
 
     async fn write(&self, write: Write) -> Result<Written, Refusal> {
-        // One that is larger than everything that may wait has it for itself.
-        let size = u32::try_from(write.size()).unwrap_or(u32::MAX).min(QUEUE_BYTES);
-        let room = Arc::clone(&self.room).acquire_many_owned(size).await;
+        let room = Arc::clone(&self.room).acquire_many_owned(room_for(write.size())).await;
         let room = room.map_err(|_| Refusal::Stopping)?;
         let written = self.ask(|reply| Request::Write(Waiting { write, reply, room })).await;
         written.map_err(|_| Refusal::Stopping)?
@@ -377,6 +375,11 @@ impl Writer {
         let position = self.store.position();
         self.position.send_if_modified(|before| std::mem::replace(before, position) != position);
     }
+}
+
+/// Returns how much of the room a write takes while it waits. One that is larger than all of it has it for itself.
+fn room_for(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX).min(QUEUE_BYTES)
 }
 
 fn is_full(error: &io::Error) -> bool {

@@ -1,7 +1,7 @@
 //! The rules of versions, tombstones and the outbox.
 
 use super::*;
-use crate::reports::MAX_ENTRIES;
+use crate::reports::{MAX_ENTRIES, MAX_TOTAL_BYTES, MAX_UNSENT};
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
@@ -109,7 +109,11 @@ fn batches_are_bounded_in_number_and_bytes() {
     }
     assert_eq!(store.outbox(u64::MAX, 3, 1024).unwrap().len(), 3);
     assert_eq!(store.outbox(u64::MAX, 10, 70).unwrap().len(), 2);
-    assert_eq!(store.outbox(u64::MAX, 10, 1).unwrap().len(), 1, "one goes even when it is larger than the bound");
+    assert_eq!(
+        store.outbox(u64::MAX, 10, 1).unwrap().len(),
+        1,
+        "one goes even when it is larger than the bound"
+    );
 }
 
 #[test]
@@ -192,29 +196,37 @@ fn the_outbox_is_by_age_and_ends_where_it_is_asked_to() {
 
 #[test]
 fn all_entries_together_are_bounded_and_what_is_deleted_or_shrinks_makes_room() {
-    const MIB: usize = 1024 * 1024;
     let (folder, mut store) = store();
+    // With a key of two bytes and a content type of one.
     let sized = |key: &str, bytes: usize| {
-        let payload = format!("\"{}\"", "x".repeat(bytes - 2));
+        let payload = format!("\"{}\"", "x".repeat(bytes - 5));
         Write::Put(Put { key: key.into(), content_type: "t".into(), payload: payload.into(), if_match: None })
     };
-    for n in 0..63 {
-        assert_eq!(one(&mut store, sized(&format!("k{n}"), MIB - 4)), Ok(1));
+    for key in ["k0", "k1", "k2"] {
+        assert_eq!(one(&mut store, sized(key, 1000)), Ok(1));
     }
-    assert_eq!(one(&mut store, sized("last", 2 * MIB)), Err(Refusal::InsufficientStorage));
-    assert_eq!(one(&mut store, sized("k0", MIB - 5)), Ok(2));
-    assert_eq!(one(&mut store, sized("last", MIB - 5)), Ok(1));
-    assert_eq!(one(&mut store, sized("k1", 3 * MIB)), Err(Refusal::InsufficientStorage));
-    drop(store);
-    let mut store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
-    assert_eq!(one(&mut store, sized("k1", 3 * MIB)), Err(Refusal::InsufficientStorage), "counted at start");
-    one(&mut store, delete("k2", None)).unwrap();
-    one(&mut store, delete("k3", None)).unwrap();
-    assert_eq!(one(&mut store, sized("k1", 3 * MIB - 5)), Ok(2));
+    assert_eq!(store.index.bytes, 3000);
+    // As if there were many more.
+    store.index.bytes = MAX_TOTAL_BYTES - 100;
+    assert_eq!(one(&mut store, sized("k3", 101)), Err(Refusal::InsufficientStorage));
+    assert_eq!(one(&mut store, sized("k0", 1101)), Err(Refusal::InsufficientStorage));
+    assert_eq!(one(&mut store, sized("k3", 100)), Ok(1));
+    assert_eq!(one(&mut store, sized("k0", 1001)), Err(Refusal::InsufficientStorage));
+    assert_eq!(one(&mut store, sized("k0", 1000)), Ok(2));
+    assert_eq!(one(&mut store, sized("k0", 900)), Ok(3));
+    assert_eq!(one(&mut store, sized("k4", 100)), Ok(1));
     // Within one commit, too.
-    let writes = vec![delete("k4", None), sized("k5", 2 * MIB - 5), sized("k6", 2 * MIB)];
+    let writes = vec![delete("k1", None), sized("k5", 600), sized("k6", 600), sized("k7", 400)];
     let outcomes = store.commit(writes, "t").unwrap();
-    assert!(outcomes[1].is_ok() && matches!(outcomes[2], Err(Refusal::InsufficientStorage)), "{outcomes:?}");
+    assert!(matches!(outcomes[2], Err(Refusal::InsufficientStorage)), "{outcomes:?}");
+    assert!(outcomes[1].is_ok() && outcomes[3].is_ok(), "{outcomes:?}");
+    assert_eq!(store.index.bytes, MAX_TOTAL_BYTES);
+    // Smaller than before is smaller, however much there is.
+    store.index.bytes = 2 * MAX_TOTAL_BYTES;
+    assert_eq!(one(&mut store, sized("k0", 899)), Ok(4));
+    drop(store);
+    let store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
+    assert_eq!(store.index.bytes, 899 + 1000 + 100 + 100 + 600 + 400);
 }
 
 #[test]
@@ -257,29 +269,34 @@ fn what_watchers_do_not_know_comes_in_parts_and_is_whole_at_the_end_whatever_is_
 }
 
 #[test]
-fn whoever_missed_more_deletions_than_are_remembered_is_told_everything_anew() {
-    let (_folder, mut store) = store();
+fn whoever_missed_deletions_that_are_not_remembered_is_told_everything_anew() {
+    let (folder, mut store) = store();
     one(&mut store, put("a", "1", None)).unwrap();
+    one(&mut store, put("b", "1", None)).unwrap();
     let cursor = store.changes(Cursor::default(), 9, 999).unwrap().cursor;
-    for chunk in 0..2 {
-        let keys = || (0..5_001).map(move |n| format!("k{chunk}-{n}"));
-        store.commit(keys().map(|key| put(&key, "1", None)).collect(), "t").unwrap();
-        store.commit(keys().map(|key| delete(&key, None)).collect(), "t").unwrap();
-    }
+    one(&mut store, delete("b", None)).unwrap();
+    drop(store);
+    let mut store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
     let told = store.changes(cursor, 9, 999).unwrap();
     assert!(told.reset && told.complete && told.changes.len() == 1, "{told:?}");
+    assert!(!store.changes(told.cursor, 9, 999).unwrap().reset);
 }
 
 #[test]
 fn no_entry_is_created_while_too_many_changes_are_unsent() {
     let (_folder, mut store) = store();
-    for chunk in 0..2 {
-        let keys = || (0..10_000).map(move |n| format!("k{chunk}-{n}"));
-        store.commit(keys().map(|key| put(&key, "1", None)).collect(), "t").unwrap();
-        store.commit(keys().map(|key| delete(&key, None)).collect(), "t").unwrap();
-    }
+    one(&mut store, put("old", "1", None)).unwrap();
+    let unsent = store.durably(|transaction, _| {
+        let mut outbox = transaction.open_table(OUTBOX).map_err(database_error)?;
+        for n in 1..MAX_UNSENT {
+            outbox.insert(format!("k{n}").as_str(), 1).map_err(database_error)?;
+        }
+        Ok(())
+    });
+    unsent.unwrap();
     assert_eq!(one(&mut store, put("new", "1", None)), Err(Refusal::TooManyEntries));
+    assert_eq!(one(&mut store, put("old", "2", None)), Ok(2));
     let sent = store.outbox(u64::MAX, 1, 1024).unwrap();
     store.confirm(&sent).unwrap();
-    one(&mut store, put("new", "1", None)).unwrap();
+    assert_eq!(one(&mut store, put("new", "1", None)), Ok(1));
 }

@@ -238,7 +238,8 @@ async fn a_stream_of_writes_is_gathered_again_and_again_and_the_oldest_are_never
     let plane = ScriptedControlPlane::start(move |request| {
         let body: Value = serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap();
         let entries = body["entries"].as_array().unwrap().clone();
-        let keys: Vec<String> = entries.iter().map(|entry| entry["key"].as_str().unwrap().to_owned()).collect();
+        let keys: Vec<String> =
+            entries.iter().map(|entry| entry["key"].as_str().unwrap().to_owned()).collect();
         seen.lock().unwrap().push(keys);
         ("200 OK", "{}".to_owned())
     })

@@ -163,7 +163,11 @@ async fn a_disk_that_fails_at_any_write_or_sync_loses_nothing_and_those_who_watc
             let faults = faults::at(&rig.path);
             let acknowledged = rig.reports.put(put("a", None)).await.unwrap();
             let told = rig.reports.changes(Cursor::default(), 9, 999).await.unwrap();
-            if sync { faults.fail_syncs_from(at, error) } else { faults.fail_writes_from(at, error) }
+            if sync {
+                faults.fail_syncs_from(at, error)
+            } else {
+                faults.fail_writes_from(at, error)
+            }
             let outcome = rig.reports.put(put("a", None)).await;
             if outcome.is_err() {
                 assert_eq!(outcome, Err(refusal), "at {at}");
@@ -214,7 +218,8 @@ async fn reports_on_a_disk_that_takes_no_writes_are_served_and_refused_and_store
         }
         faults.heal();
         // Nobody writes anything.
-        crate::control::dev::until("the problem is over", async || rig.problems().is_empty().then_some(())).await;
+        crate::control::dev::until("the problem is over", async || rig.problems().is_empty().then_some(()))
+            .await;
         let entry = rig.reports.put(put("a", Some(there[0].1))).await.unwrap();
         assert_eq!(entry.version, there[0].1 + 1);
         rig.stopped().await;
@@ -225,19 +230,16 @@ async fn reports_on_a_disk_that_takes_no_writes_are_served_and_refused_and_store
 async fn what_may_wait_is_bounded_in_bytes_and_nothing_waits_for_ever() {
     let folder = tempfile::tempdir().unwrap();
     let rig = Rig::start(folder.path());
-    let large = |key: usize| Put {
-        payload: format!("\"{}\"", "x".repeat(5_000_000)).into(),
-        ..put(&format!("k{key}"), None)
-    };
-    let writes = (0..10).map(|key| rig.reports.put(large(key)));
-    let done = futures_util::future::join_all(writes).await;
-    assert!(done.iter().all(Result::is_ok));
-    assert_eq!(rig.reports.room.available_permits(), QUEUE_BYTES as usize);
-    // Larger than all that may wait.
-    let huge = Put { payload: format!("\"{}\"", "x".repeat(17_000_000)).into(), ..put("huge", None) };
-    assert_eq!(rig.reports.put(huge).await, Err(Refusal::InsufficientStorage), "above 64 MiB in all");
-    rig.reports.delete("k0".into(), None).await.unwrap();
-    let large = Put { payload: format!("\"{}\"", "x".repeat(16_900_000)).into(), ..put("huge", None) };
-    rig.reports.put(large).await.unwrap();
+    // As if writes of that size waited.
+    let waiting = rig.reports.room.acquire_many(QUEUE_BYTES - 1_000).await.unwrap();
+    let large = Put { payload: format!("\"{}\"", "x".repeat(2_000)).into(), ..put("large", None) };
+    let mut late = Box::pin(rig.reports.put(large));
+    assert!(futures_util::FutureExt::now_or_never(late.as_mut()).is_none());
+    drop(waiting);
+    late.await.unwrap();
+    let mut position = rig.reports.position();
+    rig.reports.put(put("small", None)).await.unwrap();
+    assert!(position.has_changed().unwrap() && position.borrow_and_update().revision == 2);
+    assert_eq!([room_for(7), room_for(17_000_000), room_for(usize::MAX)], [7, QUEUE_BYTES, QUEUE_BYTES]);
     rig.stopped().await;
 }

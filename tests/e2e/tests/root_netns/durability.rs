@@ -157,7 +157,13 @@ impl Told {
 }
 
 /// Writes until something fails: each time on top of what it knows is there.
-fn write_on(socket: &Path, name: u64, mut dice: Dice, mut known: BTreeMap<String, Content>, told: &Mutex<Told>) {
+fn write_on(
+    socket: &Path,
+    name: u64,
+    mut dice: Dice,
+    mut known: BTreeMap<String, Content>,
+    told: &Mutex<Told>,
+) {
     let Ok(mut connection) = Connection::open(socket) else { return };
     let own = format!("w{name}");
     for step in 0_u64.. {
@@ -178,7 +184,8 @@ fn write_on(socket: &Path, name: u64, mut dice: Dice, mut known: BTreeMap<String
             }
         } else {
             let fill = "x".repeat(usize::try_from(dice.below(3_000)).unwrap_or(0));
-            let payload = format!(r#"{{"by":{name}, "step":{step},"die":{},"fill":"{fill}"}}"#, dice.below(1 << 40));
+            let payload =
+                format!(r#"{{"by":{name}, "step":{step},"die":{},"fill":"{fill}"}}"#, dice.below(1 << 40));
             let body = format!(r#"{{"content_type":"application/json","payload":{payload}}}"#);
             let answer = connection.request("PUT", key, Some(expected), &body);
             let mut told = told.lock().unwrap();
@@ -213,7 +220,12 @@ enum Victim {
 }
 
 /// One round: everybody writes, something is killed and started again, and all is held against what was told.
-fn round(single: &mut Single, dice: &mut Dice, known: &mut BTreeMap<String, Content>, told: &Arc<Mutex<Told>>) {
+fn round(
+    single: &mut Single,
+    dice: &mut Dice,
+    known: &mut BTreeMap<String, Content>,
+    told: &Arc<Mutex<Told>>,
+) {
     let node = &mut single.a.node;
     let socket: PathBuf = node.host().path("/run/plexd/api.sock");
     let writers: Vec<_> = (0..WRITERS)
@@ -306,7 +318,11 @@ fn kill_again_and_again(rounds: u32) {
     }
     expect_the_same_at_the_control_plane(&single, &known);
     let told = told.lock().unwrap();
-    println!("{rounds} rounds: {} versions acknowledged, {} conflicts", told.acknowledged.len(), told.refused);
+    println!(
+        "{rounds} rounds: {} versions acknowledged, {} conflicts",
+        told.acknowledged.len(),
+        told.refused
+    );
     assert!(told.acknowledged.len() > 10 * rounds as usize && told.refused > 0);
 }
 
@@ -359,7 +375,8 @@ fn a_full_disk_loses_nothing_says_507_and_is_used_again_once_there_is_room() {
     let mut single = on_a_small_disk();
     assert_eq!(single.put_report("health", "1"), 1);
     assert_eq!(put_large(&single.a.node, "large"), (200, json!(1)));
-    let fill = "dd if=/dev/zero of=/var/lib/plexd/ballast bs=4096 2>&1; ls -l /var/lib/plexd; df /var/lib/plexd";
+    let fill =
+        "dd if=/dev/zero of=/var/lib/plexd/ballast bs=4096 2>&1; ls -l /var/lib/plexd; df /var/lib/plexd";
     let filled = single.a.node.host().shell(None, fill);
     for restarted in [false, true] {
         if restarted {
@@ -412,7 +429,10 @@ fn a_read_only_disk_is_served_from_says_500_and_is_used_again_once_it_can_be_wri
         assert_eq!(put.json(), json!({ "error": "storage failure" }));
         let delete = node.curl_unix("/v1/state/report/kept", &["-X", "DELETE"]).with_status(500);
         assert_eq!(delete.json(), json!({ "error": "storage failure" }));
-        assert_eq!(node.curl_unix("/v1/state/report/kept", &[]).with_status(200).json()["payload"], json!([1, 2]));
+        assert_eq!(
+            node.curl_unix("/v1/state/report/kept", &[]).with_status(200).json()["payload"],
+            json!([1, 2])
+        );
     }
     wait_problem(node, &["reports cannot be stored", "Read-only file system", "writable"]);
     // What the control plane wants is followed all the same.
