@@ -24,7 +24,7 @@ const WRITERS: u64 = 12;
 const SHARED: &str = "shared";
 
 /// How long after the start of a round something is killed, at most.
-const LATEST_KILL: u64 = 200;
+const LATEST_KILL: u64 = 300;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -323,7 +323,7 @@ fn kill_again_and_again(rounds: u32) {
         told.acknowledged.len(),
         told.refused
     );
-    assert!(told.acknowledged.len() > 10 * rounds as usize && told.refused > 0);
+    assert!(told.acknowledged.len() > 3 * rounds as usize && told.refused > 0);
 }
 
 #[test]
