@@ -2,6 +2,7 @@
 //! database that cannot be written ([`apply`] has the rules of versions); knows nothing of tasks or the network.
 
 mod apply;
+mod batch;
 mod index;
 mod renewal;
 
@@ -14,7 +15,10 @@ use redb::{
     WriteTransaction,
 };
 
+pub use self::batch::Batch;
+
 use self::apply::{Done, Draft};
+use self::batch::remove_from_outbox;
 use self::index::{Index, News};
 use super::{Change, Changes, Counts, Cursor, Deleted, Entry, Position, Put, Refusal};
 use crate::storage::{self, Opened, StorageError, database_error};
@@ -94,41 +98,6 @@ impl Write {
 pub(super) enum Written {
     Put(Entry),
     Deleted(Deleted),
-}
-
-/// Unsent changes, to be confirmed as a whole or in part.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// Entries as they are now.
-    pub entries: Vec<Entry>,
-    /// Deleted keys, with the revision of the deletion.
-    pub deleted: Vec<Deleted>,
-}
-
-impl Batch {
-    /// Returns whether there is nothing to send.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.deleted.is_empty()
-    }
-
-    /// Returns the number of changes.
-    pub fn len(&self) -> usize {
-        self.entries.len() + self.deleted.len()
-    }
-
-    /// Returns each change as a batch of its own.
-    pub fn split(self) -> impl Iterator<Item = Self> {
-        let entries =
-            self.entries.into_iter().map(|entry| Self { entries: vec![entry], deleted: Vec::new() });
-        let deleted =
-            self.deleted.into_iter().map(|deleted| Self { entries: Vec::new(), deleted: vec![deleted] });
-        entries.chain(deleted)
-    }
-
-    fn revisions(&self) -> impl Iterator<Item = (&str, u64)> {
-        let entries = self.entries.iter().map(|entry| (entry.key.as_str(), entry.revision));
-        entries.chain(self.deleted.iter().map(|deleted| (deleted.key.as_str(), deleted.revision)))
-    }
 }
 
 impl Store {
@@ -407,17 +376,6 @@ fn to_entry(key: &str, row: (i64, u64, &str, &str, &[u8])) -> Entry {
         updated_at: updated_at.to_owned(),
         revision,
     }
-}
-
-fn remove_from_outbox(transaction: &WriteTransaction, batch: &Batch) -> io::Result<()> {
-    let mut outbox = transaction.open_table(OUTBOX).map_err(database_error)?;
-    for (key, revision) in batch.revisions() {
-        let unchanged = outbox.get(key).map_err(database_error)?.is_some_and(|row| row.value() == revision);
-        if unchanged {
-            outbox.remove(key).map_err(database_error)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -164,9 +164,9 @@ async fn a_disk_that_fails_at_any_write_or_sync_loses_nothing_and_those_who_watc
             let acknowledged = rig.reports.put(put("a", None)).await.unwrap();
             let told = rig.reports.changes(Cursor::default(), 9, 999).await.unwrap();
             if sync {
-                faults.fail_syncs_from(at, error)
+                faults.fail_syncs_from(at, error);
             } else {
-                faults.fail_writes_from(at, error)
+                faults.fail_writes_from(at, error);
             }
             let outcome = rig.reports.put(put("a", None)).await;
             if outcome.is_err() {
