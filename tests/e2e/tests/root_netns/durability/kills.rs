@@ -25,7 +25,7 @@ const WRITERS: u64 = 12;
 const SHARED: &str = "shared";
 
 /// How long after the start of a round something is killed, at most.
-const LATEST_KILL: u64 = 300;
+const LATEST_KILL: u64 = 800;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
