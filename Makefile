@@ -11,7 +11,7 @@ IN_VM = $(AS_ROOT) env "PATH=$$PATH"
 
 .DEFAULT_GOAL := help
 .PHONY: help dependencies dependencies-vm build check test test-vm test-long fuzz demo demo-down bench-control bench-fleet \
-    dependencies-bench bench-mesh bench-policy
+    dependencies-api dependencies-bench bench-mesh bench-policy
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -31,7 +31,7 @@ check: dependencies ## format, licences of dependencies, lints and documentation
 	RUSTDOCFLAGS='-Dwarnings -Arustdoc::private_intra_doc_links' \
 	    $(CARGO) doc --locked --workspace --no-deps --document-private-items
 
-test: build dependencies-vm ## every test; as root, for those in network namespaces and in a virtual machine
+test: build dependencies-vm dependencies-api ## every test; as root, for those in network namespaces and in a virtual machine
 	@if $(CARGO) nextest --version >/dev/null 2>&1; then \
 	    set -x; $(CARGO) nextest run --locked --workspace --no-fail-fast; \
 	else \
@@ -74,6 +74,9 @@ demo: build ## two nodes and a control plane on this machine, shown step by step
 
 demo-down: ## remove what `make demo KEEP=1` left
 	$(AS_ROOT) $(PROGRAMS)/plexd-demo down
+
+dependencies-api: dependencies
+	@packaging/install-schemathesis
 
 dependencies-vm: dependencies
 	@packaging/install-dependencies apt-dependencies-vm

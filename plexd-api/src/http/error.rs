@@ -34,6 +34,7 @@ pub enum ApiError {
     NodeNotRegistered,
     ControlPlaneUnavailable,
     StorageFailed,
+    TooManyRequests,
     InsufficientStorage,
     TooManyReports,
 }
@@ -61,6 +62,7 @@ impl ApiError {
         Self::NodeNotRegistered,
         Self::ControlPlaneUnavailable,
         Self::StorageFailed,
+        Self::TooManyRequests,
         Self::InsufficientStorage,
         Self::TooManyReports,
     ];
@@ -89,6 +91,7 @@ impl ApiError {
             Self::NodeNotRegistered => (StatusCode::SERVICE_UNAVAILABLE, "node not registered"),
             Self::ControlPlaneUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "control plane unavailable"),
             Self::StorageFailed => (StatusCode::INTERNAL_SERVER_ERROR, "storage failure"),
+            Self::TooManyRequests => (StatusCode::SERVICE_UNAVAILABLE, "too many requests"),
             Self::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, "insufficient storage"),
             Self::TooManyReports => (StatusCode::INSUFFICIENT_STORAGE, "too many report entries"),
         }
@@ -108,7 +111,10 @@ impl IntoResponse for ApiError {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The rest of the request is not read.
-            Self::PayloadTooLarge | Self::RequestTimeout | Self::ConflictingLengths => {
+            Self::PayloadTooLarge
+            | Self::RequestTimeout
+            | Self::ConflictingLengths
+            | Self::TooManyRequests => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -157,5 +163,32 @@ impl From<CallError<ReportRefusal>> for ApiError {
             // What is checked here and there differs only if the two processes are of different versions.
             CallError::Refused(ReportRefusal::Invalid) => Self::InvalidJson,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_reference_has_every_error_and_no_other() {
+        let reference = include_str!("../../../docs/local-node-api.md");
+        let (_, section) = reference.split_once("\n## Errors\n").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let documented: BTreeSet<(u16, &str)> = section
+            .lines()
+            .filter_map(|line| {
+                let mut cells = line.strip_prefix("| ")?.split(" | ");
+                Some((cells.next()?.parse().ok()?, cells.next()?.trim_matches('`')))
+            })
+            .collect();
+        // Told before there is a request (`connection`).
+        let early =
+            [(400, "bad request"), (431, "request header fields too large"), (503, "too many connections")];
+        let all =
+            ApiError::ALL.iter().map(|error| error.parts()).map(|(status, text)| (status.as_u16(), text));
+        assert_eq!(documented, all.chain(early).collect());
     }
 }

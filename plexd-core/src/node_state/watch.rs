@@ -12,6 +12,7 @@ use plexd_proto::node::v1::change::Change as Kind;
 use tokio::sync::watch;
 use tonic::Status;
 
+use super::token::ApiToken;
 use crate::identity::{CurrentIdentity, Identity};
 use crate::reports::{self, Cursor, Position, Reports};
 use crate::state::{DataEntry, Desired, EntryChange, Placed, SecretRef};
@@ -28,8 +29,8 @@ pub(super) struct Sources {
     pub(super) desired: watch::Receiver<Arc<Desired>>,
     pub(super) identity: CurrentIdentity,
     pub(super) reports: Reports,
-    /// SHA-256 of the bearer token of TCP callers.
-    pub(super) token_sha256: Option<[u8; 32]>,
+    /// The bearer token of TCP callers.
+    pub(super) token: watch::Receiver<Option<ApiToken>>,
 }
 
 /// Streams the state until the receiver goes away.
@@ -55,6 +56,7 @@ struct Watcher {
 struct Told {
     desired: Arc<Desired>,
     identity: Option<Arc<Identity>>,
+    token: Option<ApiToken>,
     reports: Reported,
 }
 
@@ -103,7 +105,8 @@ impl Watcher {
                         self.told.reports = Reported::Nothing;
                     }
                     News::State => {
-                        let changes = self.tell_changes();
+                        let mut changes = self.tell_changes();
+                        changes.extend(self.tell_token());
                         if !changes.is_empty() {
                             self.cut(changes, Reset::No, Complete::Yes);
                         }
@@ -119,10 +122,7 @@ impl Watcher {
     fn begin_snapshot(&mut self) {
         self.told = Told::default();
         let mut changes = self.tell_changes();
-        if let Some(digest) = self.sources.token_sha256 {
-            let access = v1::TcpAccess { token_sha256: digest.to_vec().into() };
-            changes.push(change(Kind::TcpAccess(access)));
-        }
+        changes.extend(self.tell_token());
         self.told.reports = Reported::Partly(Cursor::default());
         self.cut(changes, Reset::Yes, Complete::No);
     }
@@ -182,6 +182,14 @@ impl Watcher {
         changes
     }
 
+    /// Returns the digest of the token, if the receiver does not know it yet, and notes that it is told.
+    fn tell_token(&mut self) -> Option<v1::Change> {
+        let token = *self.sources.token.borrow_and_update();
+        let is_news = std::mem::replace(&mut self.told.token, token) != token;
+        let access = |token: ApiToken| v1::TcpAccess { token_sha256: token.sha256().to_vec().into() };
+        token.filter(|_| is_news).map(|token| change(Kind::TcpAccess(access(token))))
+    }
+
     /// Cuts changes into bounded pieces, the last of which makes them take effect if they are complete.
     fn cut(&mut self, changes: Vec<v1::Change>, reset: Reset, complete: Complete) {
         let mut piece = v1::WatchResponse { reset: reset == Reset::Yes, ..Default::default() };
@@ -205,6 +213,8 @@ impl Watcher {
         tokio::select! {
             changed = self.sources.desired.changed() => if changed.is_ok() { News::State } else { News::End },
             changed = self.sources.identity.changed() => if changed.is_ok() { News::State } else { News::End },
+            // Where nobody reads the file again it stays as it is.
+            Ok(()) = self.sources.token.changed() => News::State,
             changed = self.position.changed() => if changed.is_ok() { News::Reports } else { News::End },
         }
     }

@@ -243,6 +243,19 @@ fn a_pull_takes_order_and_content_over_and_says_what_was_wrong() {
 }
 
 #[test]
+fn of_many_entries_only_those_that_went_came_or_moved_are_told_as_drift() {
+    let many = |from: u32| (from..10_000).map(|n| data(&format!("k{n:05}"), 1)).collect::<Vec<_>>();
+    let before = Desired::default().replaced_by(FullState { data: many(0), ..FullState::default() }).0;
+    let (after, corrections) = before.replaced_by(FullState { data: many(1), ..FullState::default() });
+    assert_eq!(corrections, [Correction::new(Kind::DataUpdated, "k00000")]);
+    let mut moved = many(1);
+    moved.rotate_left(1);
+    moved.insert(5_000, data("new", 1));
+    let (_, corrections) = after.replaced_by(FullState { data: moved, ..FullState::default() });
+    assert_eq!(corrections, [Correction::new(Kind::DataUpdated, "k00001, new")]);
+}
+
+#[test]
 fn many_changed_keys_are_named_in_short() {
     let many = (0..9).map(|n| data(&format!("k{n}"), 1)).collect();
     let (_, corrections) = Desired::default().replaced_by(FullState { data: many, ..FullState::default() });

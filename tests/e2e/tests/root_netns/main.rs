@@ -1,6 +1,7 @@
 //! plexd from outside: the real daemons under their real users, each test in namespaces of its own. Needs root and all
 //! programs of the workspace, built.
 
+mod access;
 mod api;
 mod bad_input;
 mod conformance;
@@ -15,6 +16,7 @@ mod faults;
 mod lifecycle;
 mod mesh;
 mod offline;
+mod openapi;
 mod ping;
 mod policies;
 mod policy;
@@ -22,4 +24,5 @@ mod policy;
 mod privileges;
 mod restart;
 mod rotation;
+mod secrets;
 mod support;

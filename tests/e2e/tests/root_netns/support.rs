@@ -217,7 +217,7 @@ impl Single {
         }
         // In the control plane's order, which the pull after the events brings.
         let secret_keys =
-            json!([{ "key": "db/password", "version": 2 }, { "key": "tls/server.key", "version": 1 }]);
+            json!([{ "key": "tls/server.key", "version": 1 }, { "key": "db/password", "version": 2 }]);
         self.wait_api("/v1/state", |state| {
             state["data_keys"].as_array().map(Vec::len) == Some(2) && state["secret_keys"] == secret_keys
         });
