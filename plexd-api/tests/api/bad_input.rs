@@ -288,6 +288,7 @@ async fn refusals_of_core_are_told() {
     let table = [
         (ReportRefusal::TooManyEntries, 507, "too many report entries"),
         (ReportRefusal::InsufficientStorage, 507, "insufficient storage"),
+        (ReportRefusal::StorageFailed, 500, "storage failure"),
         (ReportRefusal::NotRegistered, 503, "node not registered"),
         (ReportRefusal::Invalid, 400, "invalid JSON body"),
         (ReportRefusal::Unspecified, 503, "core unavailable"),

@@ -176,6 +176,7 @@ fn refusal(refusal: Refusal) -> Result<v1::ReportRefusal, Status> {
         Refusal::VersionConflict => v1::ReportRefusal::VersionConflict,
         Refusal::TooManyEntries => v1::ReportRefusal::TooManyEntries,
         Refusal::InsufficientStorage => v1::ReportRefusal::InsufficientStorage,
+        Refusal::StorageFailed => v1::ReportRefusal::StorageFailed,
         Refusal::Invalid => v1::ReportRefusal::Invalid,
         Refusal::Stopping => return Err(Status::unavailable("plexd-core is stopping")),
     })

@@ -8,6 +8,7 @@ mod conformance;
 mod control_plane;
 mod deregister;
 mod drift;
+mod durability;
 mod endpoints;
 mod events;
 mod everything;

@@ -194,6 +194,11 @@ impl Single {
         Self { a, control_plane, _lab: lab }
     }
 
+    /// Makes it of a node that is enrolled already.
+    pub(crate) fn of(a: Member, control_plane: ControlPlane, lab: Lab) -> Self {
+        Self { a, control_plane, _lab: lab }
+    }
+
     /// Gives the node the metadata, data and secrets of the guide's examples, and waits until the API shows them.
     #[track_caller]
     pub(crate) fn with_the_guides_state(self) -> Self {
