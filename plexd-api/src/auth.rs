@@ -61,15 +61,9 @@ impl Rules {
         if allowed { Ok(()) } else { Err(Refusal::Forbidden) }
     }
 
-    /// Decides whether a TCP request with `headers` gets what `need` names; `token_sha256` is what plexd-core said of
-    /// the token, `None` as long as it said nothing.
-    pub fn tcp(
-        &self,
-        headers: &HeaderMap,
-        token_sha256: Option<&[u8; 32]>,
-        need: Need,
-    ) -> Result<(), Refusal> {
-        let presented = bearer(headers).ok_or(Refusal::Unauthorized)?;
+    /// Decides whether a TCP request that presents a token gets what `need` names; `token_sha256` is what plexd-core
+    /// said of the token, `None` if there is none.
+    pub fn tcp(&self, presented: &[u8], token_sha256: Option<&[u8; 32]>, need: Need) -> Result<(), Refusal> {
         let expected = token_sha256.ok_or(Refusal::Unauthorized)?;
         let digest: [u8; 32] = Sha256::digest(presented).into();
         if !bool::from(digest.ct_eq(expected)) {
@@ -131,41 +125,45 @@ mod tests {
         values.iter().map(|value| (AUTHORIZATION, value.parse().unwrap())).collect()
     }
 
+    fn tcp(rules: Rules, values: &[&str], digest: Option<&[u8; 32]>, need: Need) -> Result<(), Refusal> {
+        rules.tcp(bearer(&headers(values)).ok_or(Refusal::Unauthorized)?, digest, need)
+    }
+
     #[test]
     fn only_the_whole_token_opens_tcp() {
         let digest: [u8; 32] = Sha256::digest(b"s3same").into();
         let ok = ["Bearer s3same", "bearer s3same", "BEARER  s3same "];
         for value in ok {
-            assert_eq!(RULES.tcp(&headers(&[value]), Some(&digest), Need::Secrets), Ok(()), "{value}");
+            assert_eq!(tcp(RULES, &[value], Some(&digest), Need::Secrets), Ok(()), "{value}");
         }
         let bad =
             ["Bearer s3sam", "Bearer s3same1", "Bearer", "Bearer ", "Basic s3same", "s3same", "Bearers3same"];
         for value in bad {
-            let result = RULES.tcp(&headers(&[value]), Some(&digest), Need::Access);
-            assert_eq!(result, Err(Refusal::Unauthorized), "{value}");
+            assert_eq!(
+                tcp(RULES, &[value], Some(&digest), Need::Access),
+                Err(Refusal::Unauthorized),
+                "{value}"
+            );
         }
         for values in [&[][..], &["Bearer s3same", "Bearer s3same"]] {
-            assert_eq!(RULES.tcp(&headers(values), Some(&digest), Need::Access), Err(Refusal::Unauthorized));
+            assert_eq!(tcp(RULES, values, Some(&digest), Need::Access), Err(Refusal::Unauthorized));
         }
     }
 
     #[test]
-    fn without_a_known_token_nobody_is_authorised() {
-        assert_eq!(RULES.tcp(&headers(&["Bearer x"]), None, Need::Access), Err(Refusal::Unauthorized));
+    fn without_a_token_nobody_is_authorised() {
+        assert_eq!(tcp(RULES, &["Bearer x"], None, Need::Access), Err(Refusal::Unauthorized));
         // Not even the digest of nothing opens anything.
         let empty: [u8; 32] = Sha256::digest(b"").into();
-        assert_eq!(RULES.tcp(&headers(&["Bearer "]), Some(&empty), Need::Access), Err(Refusal::Unauthorized));
+        assert_eq!(tcp(RULES, &["Bearer "], Some(&empty), Need::Access), Err(Refusal::Unauthorized));
     }
 
     #[test]
     fn the_token_can_be_barred_from_secrets() {
         let digest: [u8; 32] = Sha256::digest(b"t").into();
         let rules = Rules { tcp_secrets: false, ..RULES };
-        assert_eq!(rules.tcp(&headers(&["Bearer t"]), Some(&digest), Need::Access), Ok(()));
-        assert_eq!(rules.tcp(&headers(&["Bearer t"]), Some(&digest), Need::Secrets), Err(Refusal::Forbidden));
-        assert_eq!(
-            rules.tcp(&headers(&["Bearer x"]), Some(&digest), Need::Secrets),
-            Err(Refusal::Unauthorized)
-        );
+        assert_eq!(tcp(rules, &["Bearer t"], Some(&digest), Need::Access), Ok(()));
+        assert_eq!(tcp(rules, &["Bearer t"], Some(&digest), Need::Secrets), Err(Refusal::Forbidden));
+        assert_eq!(tcp(rules, &["Bearer x"], Some(&digest), Need::Secrets), Err(Refusal::Unauthorized));
     }
 }

@@ -19,7 +19,7 @@ use crate::auth::Rules;
 use crate::cli::Arguments;
 use crate::config::{self, Config};
 use crate::core_client::{Core, follow};
-use crate::http::{Api, Limits, Metrics, Server};
+use crate::http::{Api, Bodies, Limits, Metrics, Server, Told};
 use crate::mirror::Mirror;
 use crate::sockets;
 
@@ -51,6 +51,7 @@ struct Acquired {
     unix: UnixListener,
     tcp: Option<std::net::TcpListener>,
     rules: Rules,
+    limits: Limits,
 }
 
 fn start(arguments: &Arguments) -> anyhow::Result<()> {
@@ -88,39 +89,59 @@ fn acquire(config: &Config) -> anyhow::Result<Acquired> {
     privilege::started_as(&user)?;
     let unix = sockets::unix(&api.socket, &user, socket_group)?;
     let tcp = api.http_enabled.then(|| sockets::tcp(api.http_listen)).transpose()?;
-    allow_descriptors(Limits::default().total + SPARE_DESCRIPTORS)?;
+    let limits = allow_descriptors(Limits::default())?;
     privilege::drop_to(&user, &[])?;
     let rules = Rules {
         socket_gid: socket_group.as_raw(),
         secrets_gid: secrets_group.as_raw(),
         tcp_secrets: api.http_secrets,
     };
-    Ok(Acquired { unix, tcp, rules })
+    Ok(Acquired { unix, tcp, rules, limits })
 }
 
-/// Raises the soft limit of open files to `wanted`, as far as the hard limit allows.
-fn allow_descriptors(wanted: usize) -> anyhow::Result<()> {
+/// Raises the soft limit of open files to what connections may take, and returns how many those are: fewer where the
+/// hard limit is too low for all of them, so that what it lacks is told to clients and not met by `accept`.
+fn allow_descriptors(limits: Limits) -> anyhow::Result<Limits> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
-    let wanted = u64::try_from(wanted).unwrap_or(u64::MAX).min(hard);
-    if soft < wanted {
-        setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).context("cannot raise the limit of open files")?;
+    let wanted = u64::try_from(limits.total + SPARE_DESCRIPTORS)?;
+    let allowed = wanted.min(hard);
+    if soft < allowed {
+        setrlimit(Resource::RLIMIT_NOFILE, allowed, hard).context("cannot raise the limit of open files")?;
     }
-    Ok(())
+    if allowed == wanted {
+        return Ok(limits);
+    }
+    let total = usize::try_from(allowed)?.saturating_sub(SPARE_DESCRIPTORS);
+    anyhow::ensure!(
+        total > 0,
+        "the limit of open files is {hard}, and plexd-api needs more than {SPARE_DESCRIPTORS}; \
+         raise it (LimitNOFILE= of the service)"
+    );
+    tracing::warn!(
+        limit = hard,
+        wanted,
+        connections = total,
+        "fewer connections than usual: the limit of open files is low; raise it (LimitNOFILE= of the service)"
+    );
+    Ok(Limits { total, ..limits })
 }
 
 async fn serve(config: &Config, acquired: Acquired) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let mirror = Arc::new(Mirror::new());
     let core = Core::new(&config.core.socket, Arc::clone(&mirror));
+    let max_report_bytes = usize::try_from(config.node_api.max_report_bytes)?;
     let api = Arc::new(Api {
         mirror: Arc::clone(&mirror),
         core: core.clone(),
         rules: acquired.rules,
-        max_report_bytes: usize::try_from(config.node_api.max_report_bytes)?,
+        max_report_bytes,
+        bodies: Bodies::new(max_report_bytes),
+        told: Told::default(),
         metrics: config.node_api.metrics.then(Metrics::default),
         shutdown: shutdown.clone(),
     });
-    let server = Server::new(&api, Limits::default());
+    let server = Server::new(&api, acquired.limits);
     let unix = Incoming::new(acquired.unix).context("cannot serve the Unix socket")?;
     let tcp = acquired.tcp.map(tokio::net::TcpListener::from_std).transpose();
     let tcp = tcp.context("cannot serve the TCP listener")?;

@@ -27,12 +27,11 @@ use crate::identity::{
     self, Announced, Consent, CurrentIdentity, Enroller, Extent, IdentityStore, Leave, LeaveRequests,
     Machine, TokenLookup, TokenSearch, Unfinished,
 };
-use crate::kernel::Backend;
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
 use crate::kernel::wireguard::{self, Prepared};
-use crate::node_state::{self, ApiToken, NodeStateService, SecretReader, SecretRules, Sidecar};
+use crate::node_state::{self, Auditor, NodeStateService, SecretReader, SecretRules, Sidecar, TokenSource};
 use crate::reconcile::{Kernel, KernelChange, Mesh, Reconciler, Wiring};
 use crate::reports::{ReportSync, Reports};
 use crate::state::State;
@@ -71,6 +70,7 @@ struct Acquired {
     sidecar: Sidecar,
     administrators: Administrators,
     secrets: SecretRules,
+    api_token: TokenSource,
     token: TokenLookup,
     clock: Arc<NodeClock>,
     client: Client,
@@ -109,6 +109,7 @@ fn acquire_all(config: &Config) -> anyhow::Result<Acquired> {
     let user = ServiceUser::lookup(CORE_USER)?;
     let api = ServiceUser::lookup(API_USER)?;
     let admin_group = privilege::group(ADMIN_GROUP)?;
+    let access_group = privilege::group(&config.node_api.socket_group).context("node_api.socket_group")?;
     let secrets_group = privilege::group(&config.node_api.secrets_group).context("node_api.secrets_group")?;
     if privilege::started_as(&user)? == Start::Root {
         DataDir::prepare(&config.data_dir, &user)?;
@@ -125,10 +126,11 @@ fn acquire_all(config: &Config) -> anyhow::Result<Acquired> {
         clock,
         machine: Machine::new(config.hostname.as_deref()).context("cannot read the host name")?,
         secrets: SecretRules {
-            group: secrets_group.as_raw(),
-            token: token_file.map(ApiToken::load).transpose()?,
+            access_group: access_group.as_raw(),
+            secrets_group: secrets_group.as_raw(),
             over_tcp: config.node_api.http_secrets,
         },
+        api_token: TokenSource::load(token_file)?,
         token: identity::find_token(&config.token, |name| std::env::var(name).ok()),
         wireguard: wireguard::prepare(config.mesh.backend, &config.mesh.interface, config.mesh.mtu)?,
         core_socket: acquire(
@@ -166,10 +168,9 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let board = Board::default();
     let mut supervisor = Supervisor::default();
     let shutdown = supervisor.shutdown();
-    let Acquired { client, machine, token, wireguard, secrets, clock, .. } = acquired;
+    let Acquired { client, machine, token, wireguard, secrets, api_token, clock, .. } = acquired;
     let opened = open(&config, &mut supervisor, (&client, &machine, token), &board, &clock)?;
 
-    let drift = session::drift_queue();
     let session = Session {
         client: client.clone(),
         identity: opened.identity.clone(),
@@ -177,6 +178,20 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         pulls: Arc::clone(&opened.pulls),
         name: "pull",
     };
+    // First of all: applications need what is on disk, and wait neither for the kernel nor for the control plane.
+    let auditor = Auditor::new(Arc::clone(&clock) as _, machine.hostname());
+    let node_state = NodeStateService::new(
+        opened.state.desired(),
+        opened.identity.clone(),
+        opened.reports.clone(),
+        SecretReader::new(client.clone(), opened.identity.clone(), secrets, api_token.watch()),
+        auditor.clone(),
+    );
+    let served =
+        serve_sidecar(&mut supervisor, &config, (acquired.core_socket, acquired.sidecar), node_state)?;
+    supervisor.spawn("audit", auditor.run(session.named("audit"), shutdown.clone(), served));
+
+    let drift = session::drift_queue();
     let (kernel, reason, kernel_changes) = open_kernel(&config, &mut supervisor, wireguard)?;
     let backend = kernel.wireguard.backend();
     let wiring = Wiring {
@@ -190,7 +205,8 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let mut reconciler = reconciler.keeping_outside(client.addresses()).telling(opened.state.clone());
     finish_departure(opened.unfinished.as_ref(), &mut reconciler, &board).await;
     reconciler.start().await;
-    keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), backend));
+    let stamps = Stamps::of(backend, config.mesh.persistent_keepalive);
+    keep_clock(&mut supervisor, &opened, &board, (mesh.clone(), stamps));
     let (enroller, leave) = opened.enroller.leaving(mesh.clone(), opened.reports.clone());
     supervisor.spawn("enrolment", enroller.run(shutdown.clone()));
 
@@ -198,8 +214,8 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         config: Arc::clone(&config),
         hostname: machine.hostname().to_owned(),
         capabilities: privilege::effective_capabilities()?.iter().map(ToString::to_string).collect(),
-        board,
-        identity: opened.identity.clone(),
+        board: board.clone(),
+        identity: opened.identity,
         desired: opened.state.desired(),
         reports: opened.reports.counts(),
         mesh: mesh.clone(),
@@ -211,23 +227,8 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
         .layer(Gate::new(admin::RULES, acquired.administrators))
         .add_service(AdminServer::new(admin))
         .serve_with_incoming_shutdown(Incoming::new(acquired.admin_socket)?, stopped(&shutdown));
-    let node_state = NodeStateService::new(
-        opened.state.desired(),
-        opened.identity,
-        opened.reports.clone(),
-        SecretReader::new(client.clone(), session.identity.clone(), secrets),
-    );
-    let node_state = NodeStateServer::new(node_state)
-        .max_decoding_message_size(node_state::largest_request(config.node_api.max_report_bytes))
-        .max_encoding_message_size(node_state::MAX_MESSAGE);
-    let node_state = Server::builder()
-        .layer(Gate::new(node_state::RULES, acquired.sidecar))
-        .add_service(node_state)
-        .serve_with_incoming_shutdown(Incoming::new(acquired.core_socket)?, stopped(&shutdown));
-
     supervisor.spawn("reconciler", reconciler.run(shutdown.clone()));
     supervisor.spawn("admin", async move { Ok(admin.await?) });
-    supervisor.spawn("node_state", async move { Ok(node_state.await?) });
     let conversation = Conversation {
         session: session.clone(),
         state: opened.state,
@@ -247,9 +248,33 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     let leave = config.deregister_on_shutdown.then_some(leave);
-    supervisor.run(asked_to_stop(leave)?).await?;
+    supervisor.run(asked_to_stop(leave, api_token, board)?).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Serves plexd-api from now on. Returns what is cancelled once the last call is answered.
+fn serve_sidecar(
+    supervisor: &mut Supervisor,
+    config: &Config,
+    (socket, sidecar): (StdListener, Sidecar),
+    service: NodeStateService,
+) -> anyhow::Result<Shutdown> {
+    let service = NodeStateServer::new(service)
+        .max_decoding_message_size(node_state::largest_request(config.node_api.max_report_bytes))
+        .max_encoding_message_size(node_state::MAX_MESSAGE);
+    let server = Server::builder()
+        .layer(Gate::new(node_state::RULES, sidecar))
+        .add_service(service)
+        .serve_with_incoming_shutdown(Incoming::new(socket)?, stopped(&supervisor.shutdown()));
+    let complete = Shutdown::new();
+    let ended = complete.clone();
+    supervisor.spawn("node_state", async move {
+        let result = server.await;
+        ended.cancel();
+        Ok(result?)
+    });
+    Ok(complete)
 }
 
 /// Deregisters the node, if it is registered; a control plane that does not answer does not hold the stop up, and the node
@@ -323,9 +348,8 @@ fn open(
 }
 
 /// Starts the task that keeps what is known of the time and tells what is wrong with the clock.
-fn keep_clock(supervisor: &mut Supervisor, opened: &Opened, board: &Board, (mesh, backend): (Mesh, Backend)) {
+fn keep_clock(supervisor: &mut Supervisor, opened: &Opened, board: &Board, (mesh, stamps): (Mesh, Stamps)) {
     let (clock, file, kept) = opened.clock.clone();
-    let stamps = Stamps::from(backend);
     let keeper =
         ClockKeeper::new(clock, (file, kept), board.clone(), opened.identity.clone(), (mesh, stamps));
     supervisor.spawn("clock", keeper.run(supervisor.shutdown()));
@@ -379,7 +403,11 @@ fn stopped(shutdown: &Shutdown) -> impl Future<Output = ()> + use<> {
 }
 
 /// Resolves when the process is asked to stop, and the node has left by `leave` if it is to.
-fn asked_to_stop(leave: Option<LeaveRequests>) -> anyhow::Result<impl Future<Output = ()>> {
+fn asked_to_stop(
+    leave: Option<LeaveRequests>,
+    api_token: TokenSource,
+    board: Board,
+) -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
@@ -389,7 +417,7 @@ fn asked_to_stop(leave: Option<LeaveRequests>) -> anyhow::Result<impl Future<Out
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
-                _ = hangup.recv() => tracing::warn!("the configuration is read at start only; restart plexd-core"),
+                _ = hangup.recv() => reload(&api_token, &board),
             }
         }
         notify(&[sd_notify::NotifyState::Stopping]);
@@ -398,6 +426,24 @@ fn asked_to_stop(leave: Option<LeaveRequests>) -> anyhow::Result<impl Future<Out
             deregister(&leave).await;
         }
     })
+}
+
+/// Does what SIGHUP asks for, as far as it can be done without a restart.
+fn reload(api_token: &TokenSource, board: &Board) {
+    match api_token.reload() {
+        Ok(is_other) => {
+            tracing::info!(is_other, "the token of the Local Node API was read again, if there is one");
+            board.clear(Subsystem::NodeApi, "api_token");
+        }
+        Err(error) => {
+            let message = format!(
+                "{error}; the token before stays in force: let user {CORE_USER} alone read the file and reload, or \
+                 restart plexd-core"
+            );
+            board.raise(Subsystem::NodeApi, "api_token", message);
+        }
+    }
+    tracing::warn!("of the configuration, SIGHUP reads the token file only; for the rest restart plexd-core");
 }
 
 fn notify(state: &[sd_notify::NotifyState<'_>]) {

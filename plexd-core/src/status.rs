@@ -44,6 +44,8 @@ pub enum Subsystem {
     Observability,
     /// The machine's clock.
     Clock,
+    /// The Local Node API's token.
+    NodeApi,
 }
 
 impl Subsystem {
@@ -58,6 +60,7 @@ impl Subsystem {
             Self::Reports => "reports",
             Self::Observability => "observability",
             Self::Clock => "clock",
+            Self::NodeApi => "node_api",
         }
     }
 }

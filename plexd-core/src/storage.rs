@@ -1,6 +1,9 @@
 //! How plexd keeps files: the data directory, whole files replaced atomically, embedded databases with a bounded
 //! cache, and damaged files set aside instead of overwritten. Knows nothing of what is in them.
 
+mod backend;
+mod database;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write};
@@ -10,17 +13,22 @@ use std::path::{Path, PathBuf};
 use atomic_write_file::AtomicWriteFile;
 use atomic_write_file::unix::OpenOptionsExt as _;
 use plexd_proto::privilege::ServiceUser;
-use redb::Database;
 use zeroize::Zeroizing;
+
+#[cfg(test)]
+pub use backend::faults;
+pub use database::{
+    Opened, database_error, is_writable, open_database, open_for_reading_at_least, open_or_set_aside, reopen,
+};
 
 /// Format of the data directory that this version writes and reads.
 const FORMAT: u32 = 1;
 
-/// Cache of each database, in bytes; redb's own default is 1 GiB.
-const DATABASE_CACHE: usize = 4 * 1024 * 1024;
-
 /// Largest whole file that is read, in bytes.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// What is between the name of a damaged file and the time when it was set aside.
+const DAMAGED: &str = ".damaged-";
 
 /// A file of the data directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +73,10 @@ impl DataDir {
             nix::unistd::chown(path, Some(owner.uid), Some(owner.gid)).map_err(|error| {
                 StorageError::new("hand the data directory to user plexd-core:", path, error.into())
             })?;
+        }
+        if metadata.permissions().mode() & 0o7777 == 0o700 {
+            // Not even tried: a read-only file system refuses it.
+            return Ok(());
         }
         fs::set_permissions(path, fs::Permissions::from_mode(0o700))
             .map_err(|error| StorageError::new("set the mode of", path, error))
@@ -172,74 +184,18 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
 /// Renames a damaged file out of the way and returns its new name.
 pub fn set_aside(path: &Path, now: jiff::Timestamp) -> Result<PathBuf, StorageError> {
     let mut name = OsString::from(path);
-    name.push(format!(".damaged-{}", now.as_second()));
+    name.push(format!("{DAMAGED}{}", now.as_second()));
     let aside = PathBuf::from(name);
     fs::rename(path, &aside).map_err(|error| StorageError::new("set aside", path, error))?;
     Ok(aside)
 }
 
-/// Opens or creates an embedded database with a bounded cache, mode 0600.
-pub fn open_database(path: &Path) -> Result<Database, StorageError> {
-    let error = |source| StorageError::new("open", path, source);
-    let file = fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .map_err(error)?;
-    let backend = redb::backends::FileBackend::new(file);
-    let created = backend.and_then(|backend| {
-        // Without the check an open may panic on a damaged file instead of telling.
-        let mut builder = redb::Builder::new();
-        builder.set_cache_size(DATABASE_CACHE).set_check_integrity_on_open(true);
-        builder.create_with_backend(backend)
-    });
-    created.map_err(|source| match source {
-        redb::DatabaseError::DatabaseAlreadyOpen => error(io::Error::new(
-            io::ErrorKind::ResourceBusy,
-            "another plexd-core uses it; stop that one first",
-        )),
-        redb::DatabaseError::Storage(source) => error(database_error(source)),
-        damaged => error(io::Error::new(io::ErrorKind::InvalidData, damaged)),
-    })
-}
-
-/// Tells damage (`InvalidData`) from failures that say nothing of what is on the disk, a full one say.
-pub fn database_error(error: impl Into<redb::Error>) -> io::Error {
-    match error.into() {
-        // A file that was cut short.
-        redb::Error::Io(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            io::Error::new(io::ErrorKind::InvalidData, error)
-        }
-        redb::Error::Io(error) => error,
-        redb::Error::Corrupted(what) => io::Error::new(io::ErrorKind::InvalidData, what),
-        other => io::Error::other(other),
-    }
-}
-
-/// Opens a database and reads it with `read`; one that is damaged is set aside and a new one made. Returns also what was
-/// set aside.
-pub fn open_or_set_aside<T>(
-    path: &Path,
-    now: jiff::Timestamp,
-    read: impl Fn(&Database) -> io::Result<T>,
-) -> Result<(Database, T, Option<PathBuf>), StorageError> {
-    let open_and_read = || -> Result<(Database, T), StorageError> {
-        let database = open_database(path)?;
-        let content = read(&database).map_err(|source| StorageError::new("read", path, source))?;
-        Ok((database, content))
-    };
-    match open_and_read() {
-        Ok((database, content)) => Ok((database, content, None)),
-        Err(error) if error.source.kind() == io::ErrorKind::InvalidData => {
-            let aside = set_aside(path, now)?;
-            let (database, content) = open_and_read()?;
-            Ok((database, content, Some(aside)))
-        }
-        Err(error) => Err(error),
-    }
+/// Returns whether a damaged file of this name was set aside once and is still there.
+pub fn has_set_aside(path: &Path) -> bool {
+    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else { return false };
+    let aside = format!("{}{DAMAGED}", name.to_string_lossy());
+    let mut names = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    names.any(|name| name.to_string_lossy().starts_with(&aside))
 }
 
 #[cfg(test)]
@@ -282,18 +238,5 @@ mod tests {
         fs::write(folder.path().join("format"), "2\n").unwrap();
         let error = DataDir::open(folder.path()).unwrap_err().to_string();
         assert!(error.contains("its format is 2") && error.contains("install the version"), "{error}");
-    }
-
-    #[test]
-    fn a_damaged_database_is_set_aside_and_a_locked_one_is_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("state.redb");
-        fs::write(&path, "not a database, but somebody's bytes").unwrap();
-        let open = || open_or_set_aside(&path, jiff::Timestamp::UNIX_EPOCH, |_| Ok(()));
-        let (database, (), aside) = open().unwrap();
-        assert_eq!(fs::read(aside.unwrap()).unwrap(), b"not a database, but somebody's bytes");
-        let error = open().unwrap_err().to_string();
-        assert!(error.contains("another plexd-core uses it"), "{error}");
-        drop(database);
     }
 }

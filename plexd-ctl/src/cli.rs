@@ -80,7 +80,8 @@ pub(crate) enum Command {
     /// List the policies in force, with their rules and counters; say what they do, and test them
     #[command(
         after_help = "Without a subcommand the policies are listed. A rule that can never match is marked: earlier rules \
-        decide all that it matches, or it matches nobody.\n\nExamples:\n  plexd-ctl policies\n  \
+        decide all that it matches, or it matches nobody. A packet that several rules decide alike counts for any of \
+        them, so that a marked rule may show packets.\n\nExamples:\n  plexd-ctl policies\n  \
         plexd-ctl policies -o json | jq .denied_packets\n  \
         plexd-ctl policies explain --src n_a --dst n_b --proto tcp --port 443"
     )]

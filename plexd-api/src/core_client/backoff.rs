@@ -1,9 +1,10 @@
-//! How long to wait before core is tried again: doubling, bounded, and never two processes in step.
+//! How long to wait before core is tried again: doubling, bounded, and never two processes in step. The first waits are
+//! very short: both processes are started together, and applications wait for the first answer.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-const FIRST: Duration = Duration::from_millis(100);
+const FIRST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// The waits of one series of attempts.
@@ -24,7 +25,7 @@ impl Backoff {
         self.next = FIRST;
     }
 
-    /// Returns the next wait: 100 ms doubling to 5 s, of which up to a quarter is taken off at random.
+    /// Returns the next wait: 1 ms doubling to 5 s, of which up to a quarter is taken off at random.
     pub(super) fn wait(&mut self) -> Duration {
         let wait = self.next;
         self.next = (wait * 2).min(LONGEST);
@@ -42,7 +43,7 @@ mod tests {
     #[test]
     fn waits_double_to_the_bound_with_jitter_and_start_over() {
         let mut backoff = Backoff::new();
-        for expected in [100, 200, 400, 800, 1600, 3200, 5000, 5000] {
+        for expected in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 5000, 5000] {
             let (wait, full) = (backoff.wait(), Duration::from_millis(expected));
             assert!(wait <= full && wait >= full * 3 / 4, "{wait:?} of {full:?}");
         }

@@ -7,15 +7,16 @@ use plexd_proto::node::v1::WatchRequest;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
-use super::Core;
 use super::backoff::Backoff;
+use super::{Core, denials};
 use crate::mirror::{Mirror, Pace, Stage};
 
-/// Feeds `mirror` from `core` until `shutdown`.
+/// Feeds `mirror` from `core`, and tells `core` of refused reads of secrets, until `shutdown`.
 pub async fn follow(core: Core, mirror: Arc<Mirror>, shutdown: CancellationToken) {
+    let told = core.clone();
     let mut follower = Follower { core, mirror, backoff: Backoff::new(), told: Told::Nothing };
     // Safe to cancel anywhere: what is set aside never showed, and the process is ending.
-    shutdown.run_until_cancelled(follower.run()).await;
+    tokio::join!(shutdown.run_until_cancelled(follower.run()), denials::tell(&told, &shutdown));
 }
 
 /// What the log says of the stream.

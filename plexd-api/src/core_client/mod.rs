@@ -3,6 +3,7 @@
 //! processes is one thing to a caller: core is not available.
 
 mod backoff;
+mod denials;
 mod follow;
 
 use std::convert::Infallible;
@@ -15,14 +16,17 @@ use bytes::Bytes;
 use plexd_proto::node::v1::get_secret_request::Caller;
 use plexd_proto::node::v1::node_state_client::NodeStateClient;
 use plexd_proto::node::v1::{
-    CountReportsRequest, CountReportsResponse, DeleteReportRequest, GetSecretRequest, PutReportRequest,
-    ReportRefusal, Secret, SecretRefusal, delete_report_response, get_secret_response, put_report_response,
+    CountReportsRequest, CountReportsResponse, DeleteReportRequest, GetSecretRequest, LocalCaller,
+    PutReportRequest, ReportRefusal, Secret, SecretRefusal, delete_report_response, get_secret_response,
+    put_report_response,
 };
 use plexd_proto::transport;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 pub use follow::follow;
+
+use denials::Denials;
 
 use crate::mirror::{Entry, Mirror};
 
@@ -40,6 +44,7 @@ const MAX_MESSAGE: usize = 72 * 1024 * 1024;
 pub struct Core {
     client: NodeStateClient<Channel>,
     mirror: Arc<Mirror>,
+    denials: Arc<Denials>,
 }
 
 /// Why a call brought nothing.
@@ -70,7 +75,7 @@ impl Core {
     /// Creates a way to the core that listens at `socket`; what it answers to writes shows in `mirror` at once.
     pub fn new(socket: &Path, mirror: Arc<Mirror>) -> Self {
         let client = NodeStateClient::new(transport::connect(socket)).max_decoding_message_size(MAX_MESSAGE);
-        Self { client, mirror }
+        Self { client, mirror, denials: Arc::default() }
     }
 
     /// Fetches a secret for `caller`.
@@ -82,6 +87,12 @@ impl Core {
             Some(get_secret_response::Result::Refusal(refusal)) => Err(refused(refusal)),
             None => Err(CallError::empty()),
         }
+    }
+
+    /// Notes that a read of the secret `key` was refused, of a process on the Unix socket or else of a TCP client; core is
+    /// told by [`follow()`].
+    pub fn denied(&self, key: String, local: Option<LocalCaller>) {
+        self.denials.note(key, local);
     }
 
     /// Writes a report; once this returns, the mirror shows it.

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
+use super::bodies::Room;
 use super::error::ApiError;
 
 /// Longest time for the body of a request.
@@ -22,8 +23,20 @@ const MAX_DEPTH: usize = 64;
 /// sees the answer and not a broken connection.
 const DISCARD: (usize, Duration) = (16 * 1024 * 1024, Duration::from_secs(2));
 
-/// Reads a body of at most `limit` bytes.
-pub(super) async fn read(mut body: Body, headers: &HeaderMap, limit: usize) -> Result<Bytes, ApiError> {
+/// A body, and the room that it holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) bytes: Bytes,
+    _room: Room,
+}
+
+/// Reads a body of at most `limit` bytes, once there is room for it; the time that it has includes the wait.
+pub(super) async fn read(
+    mut body: Body,
+    headers: &HeaderMap,
+    limit: usize,
+    room: impl AsyncFnOnce(usize) -> Room,
+) -> Result<Held, ApiError> {
     let deadline = Instant::now() + BODY_TIMEOUT;
     if body.size_hint().lower() > limit as u64 {
         // Who waits for "100 Continue" has sent nothing yet.
@@ -32,31 +45,35 @@ pub(super) async fn read(mut body: Body, headers: &HeaderMap, limit: usize) -> R
         }
         return Err(ApiError::PayloadTooLarge);
     }
+    let told = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
+    // Who does not tell gets room for the largest.
+    let room = timeout_at(deadline, room(told.unwrap_or(limit))).await;
+    let room = room.map_err(|_| ApiError::TooManyRequests)?;
     let mut first = Bytes::new();
-    let mut rest = BytesMut::new();
+    let mut whole = BytesMut::new();
     loop {
         let frame = timeout_at(deadline, body.frame()).await.map_err(|_| ApiError::RequestTimeout)?;
         let Some(frame) = frame else { break };
         // The client left, or its chunks are not what they say.
         let frame = frame.map_err(|_| ApiError::InvalidJson)?;
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + rest.len() + data.len() > limit {
+        if first.len() + whole.len() + data.len() > limit {
             discard(body).await;
             return Err(ApiError::PayloadTooLarge);
         }
-        if first.is_empty() {
+        if whole.is_empty() && first.is_empty() {
             first = data;
-        } else {
-            rest.extend_from_slice(&data);
+            continue;
         }
+        if whole.is_empty() {
+            // Never grown beyond what there is room for.
+            whole.reserve(told.unwrap_or(first.len() + data.len()));
+            whole.extend_from_slice(&std::mem::take(&mut first));
+        }
+        whole.extend_from_slice(&data);
     }
-    if rest.is_empty() {
-        return Ok(first);
-    }
-    let mut whole = BytesMut::with_capacity(first.len() + rest.len());
-    whole.extend_from_slice(&first);
-    whole.extend_from_slice(&rest);
-    Ok(whole.freeze())
+    let bytes = if whole.is_empty() { first } else { whole.freeze() };
+    Ok(Held { bytes, _room: room })
 }
 
 async fn discard(mut body: Body) {

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue};
 
 use super::error::ApiError;
 
-/// Returns the version that `If-Match` asks for, written `3` or `"3"`.
+/// Returns the version that `If-Match` asks for, written `3` or `"3"`: digits, after a `-` if need be.
 pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
     let mut values = headers.get_all(IF_MATCH).iter();
     let Some(value) = values.next() else { return Ok(None) };
@@ -17,6 +17,10 @@ pub(super) fn if_match(headers: &HeaderMap) -> Result<Option<i64>, ApiError> {
         Some(quoted) => quoted.strip_suffix('"').ok_or(ApiError::InvalidIfMatch)?,
         None => text,
     };
+    // Rust would take a `+`.
+    if number.starts_with('+') {
+        return Err(ApiError::InvalidIfMatch);
+    }
     number.parse().map(Some).map_err(|_| ApiError::InvalidIfMatch)
 }
 
@@ -57,6 +61,7 @@ mod tests {
             "",
             "x",
             "1.0",
+            "+3",
             "\"3",
             "3\"",
             "\"\"",

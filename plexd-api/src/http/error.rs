@@ -33,6 +33,8 @@ pub enum ApiError {
     CoreUnavailable,
     NodeNotRegistered,
     ControlPlaneUnavailable,
+    StorageFailed,
+    TooManyRequests,
     InsufficientStorage,
     TooManyReports,
 }
@@ -59,6 +61,8 @@ impl ApiError {
         Self::CoreUnavailable,
         Self::NodeNotRegistered,
         Self::ControlPlaneUnavailable,
+        Self::StorageFailed,
+        Self::TooManyRequests,
         Self::InsufficientStorage,
         Self::TooManyReports,
     ];
@@ -86,6 +90,8 @@ impl ApiError {
             Self::CoreUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "core unavailable"),
             Self::NodeNotRegistered => (StatusCode::SERVICE_UNAVAILABLE, "node not registered"),
             Self::ControlPlaneUnavailable => (StatusCode::SERVICE_UNAVAILABLE, "control plane unavailable"),
+            Self::StorageFailed => (StatusCode::INTERNAL_SERVER_ERROR, "storage failure"),
+            Self::TooManyRequests => (StatusCode::SERVICE_UNAVAILABLE, "too many requests"),
             Self::InsufficientStorage => (StatusCode::INSUFFICIENT_STORAGE, "insufficient storage"),
             Self::TooManyReports => (StatusCode::INSUFFICIENT_STORAGE, "too many report entries"),
         }
@@ -105,7 +111,10 @@ impl IntoResponse for ApiError {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // The rest of the request is not read.
-            Self::PayloadTooLarge | Self::RequestTimeout | Self::ConflictingLengths => {
+            Self::PayloadTooLarge
+            | Self::RequestTimeout
+            | Self::ConflictingLengths
+            | Self::TooManyRequests => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}
@@ -149,6 +158,7 @@ impl From<CallError<ReportRefusal>> for ApiError {
             CallError::Refused(ReportRefusal::VersionConflict) => Self::VersionConflict,
             CallError::Refused(ReportRefusal::TooManyEntries) => Self::TooManyReports,
             CallError::Refused(ReportRefusal::InsufficientStorage) => Self::InsufficientStorage,
+            CallError::Refused(ReportRefusal::StorageFailed) => Self::StorageFailed,
             CallError::Refused(ReportRefusal::NotRegistered) => Self::NodeNotRegistered,
             // What is checked here and there differs only if the two processes are of different versions.
             CallError::Refused(ReportRefusal::Invalid) => Self::InvalidJson,
@@ -175,9 +185,10 @@ mod tests {
             })
             .collect();
         // Told before there is a request (`connection`).
-        let refused = (503, "too many connections");
+        let early =
+            [(400, "bad request"), (431, "request header fields too large"), (503, "too many connections")];
         let all =
             ApiError::ALL.iter().map(|error| error.parts()).map(|(status, text)| (status.as_u16(), text));
-        assert_eq!(documented, all.chain([refused]).collect());
+        assert_eq!(documented, all.chain(early).collect());
     }
 }

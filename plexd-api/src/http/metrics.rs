@@ -3,7 +3,6 @@
 //! client makes more series.
 
 use std::fmt;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -159,23 +158,21 @@ fn now(age: Option<Duration>, reports: Option<CountReportsResponse>) -> Registry
 }
 
 /// Answers a scrape: over TCP, and if there are to be figures.
-pub(super) fn scrape(
+pub(super) async fn scrape(
     State(api): State<Arc<Api>>,
     Extension(caller): Extension<Caller>,
-) -> impl Future<Output = Result<Response, ApiError>> {
-    async move {
-        let metrics = api.metrics.as_ref().filter(|_| caller == Caller::Tcp).ok_or(ApiError::NotFound)?;
-        let age = api.mirror.snapshot().map(|_| api.mirror.age().unwrap_or_default());
-        // Without core there is nobody to ask, and the rest is worth as much.
-        let reports = api.core.count_reports().await.ok();
-        let text = metrics.text(age, reports).map_err(|error| {
-            tracing::error!(%error, "figures cannot be written");
-            ApiError::NotFound
-        })?;
-        let mut response = Body::from(text).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, TEXT);
-        Ok(response)
-    }
+) -> Result<Response, ApiError> {
+    let metrics = api.metrics.as_ref().filter(|_| caller == Caller::Tcp).ok_or(ApiError::NotFound)?;
+    let age = api.mirror.snapshot().map(|_| api.mirror.age().unwrap_or_default());
+    // Without core there is nobody to ask, and the rest is worth as much.
+    let reports = api.core.count_reports().await.ok();
+    let text = metrics.text(age, reports).map_err(|error| {
+        tracing::error!(%error, "figures cannot be written");
+        ApiError::NotFound
+    })?;
+    let mut response = Body::from(text).into_response();
+    response.headers_mut().insert(CONTENT_TYPE, TEXT);
+    Ok(response)
 }
 
 fn method_label(method: &Method) -> &'static str {

@@ -1,6 +1,7 @@
 //! The Local Node API over HTTP/1.1: routes and answers (the guide; contract, section 6), and the connections they
 //! come over.
 
+mod bodies;
 mod body;
 mod conditional;
 mod connection;
@@ -18,9 +19,11 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+pub use bodies::Bodies;
 pub use connection::{Limits, Server};
 pub use error::ApiError;
 pub use metrics::Metrics;
+pub use watch::Told;
 
 use crate::auth::Rules;
 use crate::core_client::Core;
@@ -37,6 +40,10 @@ pub struct Api {
     pub rules: Rules,
     /// Largest body of a report, in bytes.
     pub max_report_bytes: usize,
+    /// Room for the bodies of requests.
+    pub bodies: Bodies,
+    /// What watchers were told last.
+    pub told: Told,
     /// What is counted; `None` if nobody is to read it.
     pub metrics: Option<Metrics>,
     /// Ends watches when the process stops.

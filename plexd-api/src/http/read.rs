@@ -7,13 +7,15 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{CONTENT_TYPE, ETAG};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::conditional::client_has;
 use super::error::ApiError;
 use super::{Api, key};
 use crate::mirror::{Kind, Rendered};
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// On reads while core is away: for how many seconds it has been.
 pub(super) const STATE_AGE: HeaderName = HeaderName::from_static("plexd-state-age");
@@ -56,7 +58,11 @@ pub(super) fn report_entry(State(api): State<Arc<Api>>, request: Request) -> Rea
 
 /// Says that the process answers.
 pub(super) fn alive() -> Ready<Response> {
-    ready(json(&Rendered { body: "{\"status\":\"ok\"}".into(), etag: HeaderValue::from_static("\"ok\"") }))
+    let mut response = Response::new(Body::from("{\"status\":\"ok\"}"));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, JSON);
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    ready(response)
 }
 
 /// Says whether there is a state to read.
@@ -110,7 +116,7 @@ pub(super) fn found(request: &Request, rendered: &Rendered) -> Response {
 pub(super) fn json(rendered: &Rendered) -> Response {
     let mut response = Response::new(Body::from(rendered.body.clone()));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, JSON);
     headers.insert(ETAG, rendered.etag.clone());
     response
 }

@@ -13,7 +13,7 @@ use axum::routing::{MethodRouter, get};
 
 use super::error::ApiError;
 use super::{Api, metrics, openapi, read, report, secret, watch};
-use crate::auth::{Caller, Need};
+use crate::auth::{Caller, Need, bearer};
 
 /// One row of the table.
 pub(super) struct Route {
@@ -75,6 +75,9 @@ async fn gate(
         Ok(()) => next.run(request).await,
         Err(error) => {
             tracing::debug!(method = %request.method(), path = request.uri().path(), ?error, "refused");
+            if route.need == Need::Secrets {
+                secret::refused(&api, &request, error);
+            }
             error.into_response()
         }
     };
@@ -88,9 +91,10 @@ fn admit(api: &Api, need: Need, request: &Request) -> Result<(), ApiError> {
     match request.extensions().get::<Caller>() {
         Some(Caller::Local(peer)) => api.rules.local(peer, need)?,
         Some(Caller::Tcp) => {
-            let state = api.mirror.snapshot();
-            let token = state.as_ref().and_then(|state| state.token_sha256());
-            api.rules.tcp(request.headers(), token, need)?;
+            let presented = bearer(request.headers()).ok_or(ApiError::Unauthorized)?;
+            // Whether it is the token is not known before core was heard.
+            let state = api.mirror.snapshot().ok_or(ApiError::CoreUnavailable)?;
+            api.rules.tcp(presented, state.token_sha256(), need)?;
         }
         // No connection is served without; were it, nobody is let in.
         None => return Err(ApiError::Forbidden),
@@ -119,6 +123,7 @@ pub(super) mod tests {
     use super::*;
     use crate::auth::Rules;
     use crate::core_client::Core;
+    use crate::http::{Bodies, Told};
     use crate::mirror::Mirror;
 
     const METHODS: [Method; 6] =
@@ -131,7 +136,16 @@ pub(super) mod tests {
         let core = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
         let rules = Rules { socket_gid: 900, secrets_gid: 901, tcp_secrets: true };
         let shutdown = CancellationToken::new();
-        router(&Arc::new(Api { mirror, core, rules, max_report_bytes: 1000, metrics: None, shutdown }))
+        router(&Arc::new(Api {
+            mirror,
+            core,
+            rules,
+            max_report_bytes: 1000,
+            bodies: Bodies::new(1000),
+            told: Told::default(),
+            metrics: None,
+            shutdown,
+        }))
     }
 
     async fn answer(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> Response {
@@ -184,7 +198,7 @@ pub(super) mod tests {
                     StatusCode::FORBIDDEN,
                     "secrets group alone: {about}"
                 );
-                assert_eq!(of(Some(&Caller::Tcp)).await, StatusCode::UNAUTHORIZED, "TCP: {about}");
+                assert_eq!(of(Some(&Caller::Tcp)).await, StatusCode::SERVICE_UNAVAILABLE, "TCP: {about}");
                 let member = of(Some(&local(&[900]))).await;
                 assert_eq!(member == StatusCode::FORBIDDEN, need == Need::Secrets, "member: {about}");
                 assert_ne!(

@@ -6,10 +6,11 @@ use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
-use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
+use http::{HeaderValue, Method};
 use plexd_proto::node::v1::get_secret_request::Caller as WireCaller;
 use plexd_proto::node::v1::{LocalCaller, Secret, TcpCaller};
+use plexd_proto::transport::PeerCredentials;
 use zeroize::{Zeroize, Zeroizing};
 
 use super::conditional::client_has;
@@ -26,12 +27,7 @@ pub(super) async fn value(
 ) -> Result<Response, ApiError> {
     let key = key::of(request.uri().path())?;
     let caller = match caller {
-        Caller::Local(peer) => WireCaller::Local(LocalCaller {
-            uid: peer.uid,
-            gid: peer.gid,
-            pid: peer.pid,
-            groups: peer.groups.clone(),
-        }),
+        Caller::Local(peer) => WireCaller::Local(local(&peer)),
         Caller::Tcp => {
             let token = bearer(request.headers()).ok_or(ApiError::Unauthorized)?;
             WireCaller::Tcp(TcpCaller { token: Bytes::copy_from_slice(token) })
@@ -50,6 +46,29 @@ pub(super) async fn value(
     response.headers_mut().insert(ETAG, etag);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     Ok(response)
+}
+
+/// Notes that the gate refused a read, if that is what the request was: core keeps a record of it.
+pub(super) fn refused(api: &Api, request: &Request, error: ApiError) {
+    let is_denial = matches!(error, ApiError::Unauthorized | ApiError::Forbidden);
+    let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+    if is_denial
+        && is_read
+        && let Some(caller) = request.extensions().get::<Caller>()
+        && let Ok(key) = key::of(request.uri().path())
+    {
+        api.core.denied(
+            key,
+            match caller {
+                Caller::Local(peer) => Some(local(peer)),
+                Caller::Tcp => None,
+            },
+        );
+    }
+}
+
+fn local(peer: &PeerCredentials) -> LocalCaller {
+    LocalCaller { uid: peer.uid, gid: peer.gid, pid: peer.pid, groups: peer.groups.clone() }
 }
 
 /// Renders a secret into memory that is wiped when the last of the response is gone.

@@ -2,7 +2,7 @@
 //! one there is: one that is slow misses intermediate versions, holds nobody up and needs no queue.
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -64,12 +64,40 @@ impl Watcher {
                 () = tokio::time::sleep(SIGN_OF_LIFE) => return Some(Bytes::from_static(b": alive\n\n")),
             }
             let now = self.api.mirror.snapshot()?;
-            let text = events(&self.told, &now);
+            let text = self.api.told.between(&self.told, &now);
             self.told = now;
             if !text.is_empty() {
-                return Some(text.into());
+                return Some(text);
             }
         }
+    }
+}
+
+/// The last thing that a watcher was told, for the others who are to be told the same: so that a change of ten thousand
+/// entries is written once, and not once for each of them.
+#[derive(Debug, Default)]
+pub struct Told(Mutex<Option<Step>>);
+
+/// From one state to another, neither of which is kept alive by this.
+#[derive(Debug)]
+struct Step {
+    from: Weak<Snapshot>,
+    to: Weak<Snapshot>,
+    text: Bytes,
+}
+
+impl Told {
+    /// Returns what differs between two states.
+    fn between(&self, from: &Arc<Snapshot>, to: &Arc<Snapshot>) -> Bytes {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |known: &Weak<Snapshot>, state| std::ptr::eq(known.as_ptr(), Arc::as_ptr(state));
+        // An address is not used again while there is a weak reference to what was there.
+        if let Some(step) = last.as_ref().filter(|step| same(&step.from, from) && same(&step.to, to)) {
+            return step.text.clone();
+        }
+        let text = Bytes::from(events(from, to));
+        *last = Some(Step { from: Arc::downgrade(from), to: Arc::downgrade(to), text: text.clone() });
+        text
     }
 }
 
@@ -92,4 +120,42 @@ fn events(old: &Snapshot, new: &Snapshot) -> Vec<u8> {
         out.extend_from_slice(b"}\n\n");
     });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use plexd_proto::node::v1::change::Change as Wire;
+    use plexd_proto::node::v1::{Change, ReportEntry, WatchResponse};
+
+    use super::*;
+    use crate::mirror::{Mirror, Pace, Stage};
+
+    /// Returns the state with version `version` of a report.
+    async fn state(mirror: &Mirror, version: i64) -> Arc<Snapshot> {
+        let entry = ReportEntry {
+            key: "k".into(),
+            version,
+            revision: u64::try_from(version).unwrap(),
+            ..Default::default()
+        };
+        let changes = vec![Change { change: Some(Wire::Report(entry)) }];
+        let mut stage = Stage::snapshot();
+        stage.add(WatchResponse { reset: true, changes, complete: true }, &mut Pace::new()).await;
+        mirror.publish(stage).await;
+        mirror.snapshot().unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_many_are_to_be_told_is_written_once() {
+        let mirror = Mirror::new();
+        let [one, two, three] = [state(&mirror, 1).await, state(&mirror, 2).await, state(&mirror, 3).await];
+        let event = |version| format!("event: report\ndata: {{\"key\":\"k\",\"version\":{version}}}\n\n");
+        let told = Told::default();
+        let first = told.between(&one, &two);
+        assert_eq!(first, event(2));
+        assert_eq!(told.between(&one, &two).as_ptr(), first.as_ptr());
+        assert_eq!(told.between(&one, &three), event(3));
+        assert_eq!(told.between(&two, &three), event(3));
+        assert_eq!(told.between(&three, &three), "");
+    }
 }

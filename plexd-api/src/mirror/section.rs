@@ -75,9 +75,12 @@ impl Entries {
     pub(crate) fn changes_since(&self, old: &Self, mut each: impl FnMut(&Entry, Change)) {
         for item in old.by_key.diff(&self.by_key) {
             match item {
-                imbl::ordmap::DiffItem::Add(_, entry)
-                | imbl::ordmap::DiffItem::Update { new: (_, entry), .. } => {
-                    each(entry, Change::Written);
+                imbl::ordmap::DiffItem::Add(_, entry) => each(entry, Change::Written),
+                // In another place of the list is not changed.
+                imbl::ordmap::DiffItem::Update { old: (_, old), new: (_, new) } => {
+                    if (&old.full, &old.summary) != (&new.full, &new.summary) {
+                        each(new, Change::Written);
+                    }
                 }
                 imbl::ordmap::DiffItem::Remove(_, entry) => each(entry, Change::Gone),
             }

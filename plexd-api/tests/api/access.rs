@@ -1,8 +1,8 @@
 //! Who gets in: groups on the Unix socket, the token on TCP, and how many at once.
 
 use plexd_api::http::Limits;
-use plexd_proto::node::v1::SecretRefusal;
 use plexd_proto::node::v1::get_secret_request::Caller;
+use plexd_proto::node::v1::{DeniedRead, SecretRefusal};
 
 use crate::node::{Node, SECRETS_GID, SOCKET_GID, Setup, TOKEN, registered};
 
@@ -35,6 +35,64 @@ async fn secret_values_need_the_second_group() {
     let Some(Caller::Local(first)) = &callers[0].caller else { panic!("{callers:?}") };
     assert_eq!((first.uid, first.gid, first.pid), (1000, 1000, 42));
     assert_eq!(first.groups, [SOCKET_GID, SECRETS_GID]);
+}
+
+#[tokio::test]
+async fn core_is_told_of_refused_reads_of_secrets_and_of_nothing_else() {
+    let mut node = Setup { tcp_secrets: false, ..Setup::default() }.start().await;
+    let mut member = node.client_as(1000, &[SOCKET_GID]);
+    for (method, path) in [
+        ("GET", "/v1/state/secrets"),
+        ("PUT", "/v1/state/secrets/k"),
+        ("GET", "/v1/state/secrets/%0a"),
+        ("GET", "/v1/state/secrets/"),
+        ("GET", "/nowhere"),
+    ] {
+        member.request(method, path, &[], None).await;
+    }
+    member.get("/v1/state/secrets/db%2Fpassword").await.is_error(403, "forbidden");
+    member.request("HEAD", "/v1/state/secrets/k", &[], None).await;
+    node.client_as(1001, &[]).get("/v1/state/secrets/k").await.is_error(403, "forbidden");
+    let mut tcp = node.connect_tcp().await;
+    tcp.get("/v1/state/secrets/t1").await.is_error(401, "unauthorized");
+    tcp.get_with("/v1/state/secrets/t2", &["Authorization: Bearer x"]).await.is_error(401, "unauthorized");
+    let token = format!("Authorization: Bearer {TOKEN}");
+    tcp.get_with("/v1/state/secrets/t3", &[&token]).await.is_error(403, "forbidden");
+
+    let told = async |node: &Node, reads: u64| {
+        let waited = async {
+            while node.core.store().denied.iter().map(|read| read.count).sum::<u64>() < reads {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(20), waited).await.expect("they are told");
+        let denied = std::mem::take(&mut node.core.store().denied);
+        let who = |read: &DeniedRead| read.local.as_ref().map(|caller| (caller.uid, caller.gid, caller.pid));
+        let mut told: Vec<_> = denied.iter().map(|read| (read.key.clone(), who(read), read.count)).collect();
+        told.sort();
+        told
+    };
+    let local = |uid| Some((uid, uid, 42));
+    let expected = [
+        ("db/password", local(1000)),
+        ("k", local(1000)),
+        ("k", local(1001)),
+        ("t1", None),
+        ("t2", None),
+        ("t3", None),
+    ];
+    assert_eq!(told(&node, 6).await, expected.map(|(key, who)| (key.to_owned(), who, 1)));
+    assert!(node.core.store().callers.is_empty(), "and it is not asked for them");
+
+    // While core is away they wait, and many are few.
+    node.core.kill();
+    for _ in 0..100 {
+        member.get("/v1/state/secrets/k").await.is_error(403, "forbidden");
+    }
+    node.core.start();
+    let later = told(&node, 100).await;
+    assert_eq!(later.iter().map(|(.., count)| count).sum::<u64>(), 100);
+    assert!(later.len() < 30, "{later:?}");
 }
 
 #[tokio::test]

@@ -205,14 +205,36 @@ async fn what_is_not_http_ends_the_connection_and_disturbs_nobody() {
     for input in inputs {
         let mut client = node.client();
         client.send_what_it_takes(input.as_bytes()).await;
-        if let Some(head) = client.head().await {
-            assert!(
-                head.starts_with("HTTP/1.1 4") || head.starts_with("HTTP/1.1 505"),
-                "{input:.40?}: {head}"
-            );
+        if let Some(answer) = client.try_answer().await {
+            assert!((400..500).contains(&answer.status), "{input:.40?}: {answer:?}");
+            assert_eq!(answer.header("content-type"), Some("application/json"), "{input:.40?}: {answer:?}");
+            assert!(answer.json()["error"].is_string(), "{input:.40?}: {answer:?}");
         }
         assert!(client.closed().await, "{input:.40?}");
         assert_eq!(other.get("/v1/state").await.status, 200, "after {input:.40?}");
+    }
+}
+
+#[tokio::test]
+async fn refusals_of_the_http_parser_are_json() {
+    let node = Node::start().await;
+    let head = |lines: &str| format!("GET /v1/state HTTP/1.1\r\n{lines}\r\n");
+    let table = [
+        ("garbage\r\n\r\n".to_owned(), 400, "bad request"),
+        (head("a b: c\r\n"), 400, "bad request"),
+        (head(&"X-Flood: aaaaaaaa\r\n".repeat(65)), 431, "request header fields too large"),
+        (format!("GET /{} HTTP/1.1\r\n\r\n", "x".repeat(70_000)), 431, "request header fields too large"),
+    ];
+    for (input, status, text) in table {
+        for before in ["", "GET /v1/state/data HTTP/1.1\r\nHost: x\r\n\r\n"] {
+            let mut client = node.connect_unix().await;
+            client.send_what_it_takes(format!("{before}{input}").as_bytes()).await;
+            if !before.is_empty() {
+                client.answer().await;
+            }
+            client.answer().await.is_error(status, text);
+            assert!(client.closed().await, "{input:.40?}");
+        }
     }
 }
 
@@ -266,6 +288,7 @@ async fn refusals_of_core_are_told() {
     let table = [
         (ReportRefusal::TooManyEntries, 507, "too many report entries"),
         (ReportRefusal::InsufficientStorage, 507, "insufficient storage"),
+        (ReportRefusal::StorageFailed, 500, "storage failure"),
         (ReportRefusal::NotRegistered, 503, "node not registered"),
         (ReportRefusal::Invalid, 400, "invalid JSON body"),
         (ReportRefusal::Unspecified, 503, "core unavailable"),

@@ -97,8 +97,18 @@ impl Client {
         self.answer_to("GET").await
     }
 
+    /// Reads the next answer; `None` if the connection ended.
+    pub(crate) async fn try_answer(&mut self) -> Option<Answer> {
+        let head = self.head().await?;
+        Some(self.rest_of(head, "GET").await)
+    }
+
     async fn answer_to(&mut self, method: &str) -> Answer {
         let head = self.head().await.expect("an answer");
+        self.rest_of(head, method).await
+    }
+
+    async fn rest_of(&mut self, head: String, method: &str) -> Answer {
         let mut answer = Answer { status: head[9..12].parse().unwrap(), head, body: String::new() };
         let length = answer.header("content-length").map(|length| length.parse().unwrap());
         let empty = method == "HEAD" || matches!(answer.status, 204 | 304);

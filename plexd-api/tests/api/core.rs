@@ -9,10 +9,10 @@ use plexd_proto::node::v1::change::Change as Wire;
 use plexd_proto::node::v1::get_secret_response::Result as SecretResult;
 use plexd_proto::node::v1::node_state_server::{NodeState, NodeStateServer};
 use plexd_proto::node::v1::{
-    Change, CountReportsRequest, CountReportsResponse, DeleteReportRequest, DeleteReportResponse,
-    GetSecretRequest, GetSecretResponse, PutReportRequest, PutReportResponse, ReportDeleted, ReportEntry,
-    ReportRefusal, Secret, SecretRefusal, WatchRequest, WatchResponse, delete_report_response,
-    put_report_response,
+    Change, CountReportsRequest, CountReportsResponse, DeleteReportRequest, DeleteReportResponse, DeniedRead,
+    GetSecretRequest, GetSecretResponse, NoteDenialsRequest, NoteDenialsResponse, PutReportRequest,
+    PutReportResponse, ReportDeleted, ReportEntry, ReportRefusal, Secret, SecretRefusal, WatchRequest,
+    WatchResponse, delete_report_response, put_report_response,
 };
 use plexd_proto::transport::{self, Incoming, SocketOwner};
 use tokio::sync::mpsc;
@@ -37,6 +37,8 @@ pub(crate) struct Store {
     pub(crate) lagging: bool,
     /// What requests for secrets said of their callers.
     pub(crate) callers: Vec<GetSecretRequest>,
+    /// Reads of secrets that were refused without asking.
+    pub(crate) denied: Vec<DeniedRead>,
     versions: BTreeMap<String, i64>,
     revision: u64,
     streams: Vec<mpsc::UnboundedSender<Result<WatchResponse, Status>>>,
@@ -177,6 +179,14 @@ impl NodeState for FakeCore {
         };
         store.callers.push(request);
         Ok(Response::new(GetSecretResponse { result: Some(result) }))
+    }
+
+    async fn note_denials(
+        &self,
+        request: Request<NoteDenialsRequest>,
+    ) -> Result<Response<NoteDenialsResponse>, Status> {
+        self.store().denied.extend(request.into_inner().reads);
+        Ok(Response::new(NoteDenialsResponse {}))
     }
 
     async fn put_report(

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use plexd_api::auth::{Caller, Rules};
 use plexd_api::core_client::{Core, follow};
-use plexd_api::http::{Api, Limits, Metrics, Server};
+use plexd_api::http::{Api, Bodies, Limits, Metrics, Server, Told};
 use plexd_api::mirror::Mirror;
 use plexd_proto::node::v1::change::Change as Wire;
 use plexd_proto::node::v1::{DataEntry, Metadata, Node as NodeIdentity, SecretRef, TcpAccess};
@@ -75,8 +75,16 @@ impl Setup {
         };
         let metrics = self.metrics.then(Metrics::default);
         let shutdown_too = shutdown.clone();
-        let api =
-            Api { mirror, core: client, rules, max_report_bytes: MAX_BODY, metrics, shutdown: shutdown_too };
+        let api = Api {
+            mirror,
+            core: client,
+            rules,
+            max_report_bytes: MAX_BODY,
+            bodies: Bodies::new(MAX_BODY),
+            told: Told::default(),
+            metrics,
+            shutdown: shutdown_too,
+        };
         let server = Server::new(&Arc::new(api), self.limits);
 
         let socket = folder.path().join("api.sock");

@@ -3,6 +3,7 @@
 //! time makes peers refuse the handshakes that this node begins; those that peers begin carry their time and still work.
 //! Compares, and does nothing about it.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -18,18 +19,21 @@ const SLACK: SignedDuration = SignedDuration::from_secs(2);
 /// Where a backend takes the time of its handshakes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stamps {
-    /// From the machine's clock, at each handshake (Linux, `drivers/net/wireguard/noise.c`, `tai64n_now`).
+    /// From the machine's clock, at each handshake (Linux, `drivers/net/wireguard/noise.c`, `tai64n_now`), or at the first
+    /// one after a peer slept.
     Clock,
     /// From the machine's clock when a peer is set up, and from there in steady time (gotatun, `TimeStamper`): it goes back
     /// only where a peer is set up anew, at a start.
     SteadyFromStart,
 }
 
-impl From<Backend> for Stamps {
-    fn from(backend: Backend) -> Self {
-        match backend {
-            Backend::Kernel => Self::Clock,
-            Backend::Userspace => Self::SteadyFromStart,
+impl Stamps {
+    /// Returns where the handshakes of `backend` take the time from, given the interval at which peers are kept alive. In the
+    /// built-in WireGuard those that are not may sleep, and are set up anew when they wake.
+    pub fn of(backend: Backend, keepalive: Option<NonZeroU16>) -> Self {
+        match (backend, keepalive) {
+            (Backend::Kernel, _) | (Backend::Userspace, None) => Self::Clock,
+            (Backend::Userspace, Some(_)) => Self::SteadyFromStart,
         }
     }
 }
@@ -143,7 +147,17 @@ mod tests {
     }
 
     #[test]
-    fn the_built_in_wireguard_is_behind_only_after_a_start_with_an_earlier_clock() {
+    fn the_built_in_wireguard_looks_at_the_clock_again_where_peers_sleep() {
+        let keepalive = NonZeroU16::new(25);
+        assert_eq!(Stamps::of(Backend::Userspace, keepalive), Stamps::SteadyFromStart);
+        assert_eq!(Stamps::of(Backend::Userspace, None), Stamps::Clock);
+        for keepalive in [None, keepalive] {
+            assert_eq!(Stamps::of(Backend::Kernel, keepalive), Stamps::Clock);
+        }
+    }
+
+    #[test]
+    fn the_built_in_wireguard_that_keeps_peers_alive_is_behind_only_after_a_start_with_an_earlier_clock() {
         let mut handshakes = Handshakes::new(Stamps::SteadyFromStart, None, at(HOUR), up(10));
         assert_eq!(look(&mut handshakes, 1, HOUR, 10), None);
         assert_eq!(look(&mut handshakes, 1, 0, 20), None, "it does not look at the clock again");

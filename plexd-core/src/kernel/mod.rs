@@ -6,6 +6,7 @@ pub mod changes;
 pub(crate) mod fake;
 pub mod network;
 pub mod nft;
+mod route;
 mod rtnl;
 pub mod rules;
 pub mod wireguard;
@@ -21,7 +22,7 @@ use async_trait::async_trait;
 use ipnet::IpNet;
 
 use crate::policy::Table;
-use crate::types::{PresharedKey, PrivateKey, PublicKey};
+use crate::types::{AllowedIps, PresharedKey, PrivateKey, PublicKey};
 
 use rules::{ObservedRules, OwnTable, Rule};
 
@@ -82,7 +83,7 @@ pub struct PeerConfig {
     /// Where to send to; `None` leaves what is there (a peer may have roamed).
     pub endpoint: Option<SocketAddr>,
     /// Exactly these.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: AllowedIps,
     /// Seconds between keepalives; `None` for none.
     pub persistent_keepalive: Option<NonZeroU16>,
 }
@@ -117,7 +118,7 @@ pub struct ObservedPeer {
     /// Where it was last heard, or was set to be.
     pub endpoint: Option<SocketAddr>,
     /// Its allowed IPs.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: AllowedIps,
     /// Seconds between keepalives.
     pub persistent_keepalive: Option<NonZeroU16>,
     /// When its last handshake was.

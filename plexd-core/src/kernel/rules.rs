@@ -24,7 +24,8 @@ use rtnetlink::packet_route::route::{
 use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage, RuleUidRange};
 use rtnetlink::{IpVersion, packet_route::AddressFamily};
 
-use super::network::{ROUTE_PROTOCOL, RtNetlink};
+use super::network::RtNetlink;
+use super::route::{self, ROUTE_PROTOCOL};
 use super::rtnl::{self, into_io, within};
 
 /// The bit of a packet's mark that keeps it out of plexd's own tables; WireGuard's packets bear it always, so that nothing
@@ -256,8 +257,8 @@ impl RtNetlink {
     async fn foreign_route(&self, table: OwnTable, index: Option<u32>) -> io::Result<Option<IpNet>> {
         let routes = self.table(table.family.number(), table.number()).await?;
         Ok(routes.iter().find_map(|route| {
-            let destination = super::network::destination_of(route)?;
-            let is_own = index.is_some_and(|index| super::network::is_own(route, index));
+            let destination = route::destination_of(route)?;
+            let is_own = index.is_some_and(|index| route::is_own(route, index));
             (!is_own || OwnTable::of(&destination) != table).then_some(destination)
         }))
     }
@@ -291,7 +292,7 @@ impl RtNetlink {
             within(async { request.execute().try_collect::<Vec<_>>().await.map_err(into_io) }).await;
         // The kernel's answers: no route, or one that forbids.
         let Ok(answers) = answers else { return Ok(None) };
-        let Some(index) = answers.first().and_then(super::network::interface_of) else { return Ok(None) };
+        let Some(index) = answers.first().and_then(route::interface_of) else { return Ok(None) };
         Ok(self.rtnl.link_by_index(index).await?.map(|link| link.name))
     }
 

@@ -1,12 +1,18 @@
-//! What core serves to the sidecar on core.sock: the state as a stream ([`watch`]), secrets on demand ([`secrets`]), and
-//! a place for reports. Core parses nothing of what applications send but these fixed messages.
+//! What core serves to the sidecar on core.sock: the state as a stream ([`watch`]), secrets on demand ([`secrets`]), each
+//! read with its record ([`audit`]), and a place for reports. Core parses nothing of what applications send but these
+//! fixed messages.
 
+mod audit;
+mod places;
 mod secrets;
 mod service;
+mod token;
 mod watch;
 
-pub use secrets::{ApiToken, ApiTokenError, SecretReader, SecretRules};
+pub use audit::Auditor;
+pub use secrets::{SecretReader, SecretRules};
 pub use service::{NodeStateService, RULES, Sidecar, Who};
+pub use token::{ApiToken, ApiTokenError, TokenSource};
 
 /// Largest gRPC message to the sidecar, in bytes: a report at its limit of 64 MiB, and what is around it.
 pub const MAX_MESSAGE: usize = 72 * 1024 * 1024;

@@ -11,6 +11,7 @@ use plexd_proto::transport::PeerCredentials;
 use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status};
 
+use super::audit::Auditor;
 use super::secrets::SecretReader;
 use super::watch::{Sources, report_deleted, report_entry, stream};
 use crate::identity::CurrentIdentity;
@@ -19,6 +20,9 @@ use crate::state::Desired;
 
 /// State streams at a time; the sidecar needs one, and a second while it restarts.
 const MAX_STREAMS: usize = 4;
+
+/// Refused reads of secrets that are noted at a time.
+const MAX_DENIALS: usize = 5_000;
 
 /// Who may call an RPC of core.sock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,7 @@ pub enum Who {
 pub const RULES: &[Rule<Who>] = &[
     Rule { rpc: "/plexd.node.v1.NodeState/Watch", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/GetSecret", who: Who::Sidecar },
+    Rule { rpc: "/plexd.node.v1.NodeState/NoteDenials", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/PutReport", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/DeleteReport", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/CountReports", who: Who::Sidecar },
@@ -56,6 +61,7 @@ impl Permit<Who> for Sidecar {
 pub struct NodeStateService {
     sources: Sources,
     secrets: SecretReader,
+    auditor: Auditor,
     streams: Arc<Semaphore>,
 }
 
@@ -66,11 +72,13 @@ impl NodeStateService {
         identity: CurrentIdentity,
         reports: Reports,
         secrets: SecretReader,
+        auditor: Auditor,
     ) -> Self {
-        let token_sha256 = secrets.token_sha256();
+        let token = secrets.token();
         Self {
-            sources: Sources { desired, identity, reports, token_sha256 },
+            sources: Sources { desired, identity, reports, token },
             secrets,
+            auditor,
             streams: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
     }
@@ -100,11 +108,23 @@ impl NodeState for NodeStateService {
         &self,
         request: Request<v1::GetSecretRequest>,
     ) -> Result<Response<v1::GetSecretResponse>, Status> {
-        let result = match self.secrets.read(request.into_inner()).await {
+        let request = request.into_inner();
+        let read = self.auditor.begin(&request);
+        let result = self.secrets.read(request).await;
+        read.ended(&result);
+        let result = match result {
             Ok(secret) => v1::get_secret_response::Result::Secret(secret),
             Err(refusal) => v1::get_secret_response::Result::Refusal(refusal.into()),
         };
         Ok(Response::new(v1::GetSecretResponse { result: Some(result) }))
+    }
+
+    async fn note_denials(
+        &self,
+        request: Request<v1::NoteDenialsRequest>,
+    ) -> Result<Response<v1::NoteDenialsResponse>, Status> {
+        request.into_inner().reads.iter().take(MAX_DENIALS).for_each(|read| self.auditor.denied(read));
+        Ok(Response::new(v1::NoteDenialsResponse {}))
     }
 
     async fn put_report(
@@ -156,6 +176,7 @@ fn refusal(refusal: Refusal) -> Result<v1::ReportRefusal, Status> {
         Refusal::VersionConflict => v1::ReportRefusal::VersionConflict,
         Refusal::TooManyEntries => v1::ReportRefusal::TooManyEntries,
         Refusal::InsufficientStorage => v1::ReportRefusal::InsufficientStorage,
+        Refusal::StorageFailed => v1::ReportRefusal::StorageFailed,
         Refusal::Invalid => v1::ReportRefusal::Invalid,
         Refusal::Stopping => return Err(Status::unavailable("plexd-core is stopping")),
     })

@@ -1,5 +1,6 @@
 //! The stream of the state: a snapshot in pieces, then what changes. What a slow receiver has not taken yet is not
-//! queued: the next piece is made from what differs when it asks for one.
+//! queued: the next piece is made from what differs when it asks for one. Reports are read from the disk piece by piece,
+//! so that there is never more of them in memory than one piece.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,12 +9,12 @@ use futures_util::Stream;
 use futures_util::stream::unfold;
 use plexd_proto::node::v1;
 use plexd_proto::node::v1::change::Change as Kind;
-use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tonic::Status;
 
+use super::token::ApiToken;
 use crate::identity::{CurrentIdentity, Identity};
-use crate::reports::{self, Reports};
+use crate::reports::{self, Cursor, Position, Reports};
 use crate::state::{DataEntry, Desired, EntryChange, Placed, SecretRef};
 
 /// Most changes in one piece.
@@ -28,8 +29,8 @@ pub(super) struct Sources {
     pub(super) desired: watch::Receiver<Arc<Desired>>,
     pub(super) identity: CurrentIdentity,
     pub(super) reports: Reports,
-    /// SHA-256 of the bearer token of TCP callers.
-    pub(super) token_sha256: Option<[u8; 32]>,
+    /// The bearer token of TCP callers.
+    pub(super) token: watch::Receiver<Option<ApiToken>>,
 }
 
 /// Streams the state until the receiver goes away.
@@ -42,30 +43,46 @@ pub(super) fn stream(sources: Sources) -> impl Stream<Item = Result<v1::WatchRes
 
 struct Watcher {
     sources: Sources,
+    /// Changes whenever there is something new to tell of reports.
+    position: watch::Receiver<Position>,
     /// What the receiver has been told.
     told: Told,
-    /// `None` until a snapshot was taken, and after the receiver fell too far behind.
-    reports: Option<broadcast::Receiver<reports::Change>>,
     pieces: VecDeque<v1::WatchResponse>,
+    /// Pieces were told that take effect with one to come.
+    unfinished: bool,
 }
 
 #[derive(Default)]
 struct Told {
     desired: Arc<Desired>,
     identity: Option<Arc<Identity>>,
+    token: Option<ApiToken>,
+    reports: Reported,
+}
+
+/// How far the reports have been told.
+#[derive(Default)]
+enum Reported {
+    /// The snapshot has not begun.
+    #[default]
+    Nothing,
+    /// Up to there; what was told since the last complete piece takes effect once all of it is.
+    Partly(Cursor),
+    /// Up to there, which is all there was.
+    Completely(Cursor),
 }
 
 /// What woke the watcher.
 enum News {
     State,
-    Report(reports::Change),
-    Lagged,
+    Reports,
     End,
 }
 
 impl Watcher {
     fn new(sources: Sources) -> Self {
-        Self { sources, told: Told::default(), reports: None, pieces: VecDeque::new() }
+        let position = sources.reports.position();
+        Self { sources, position, told: Told::default(), pieces: VecDeque::new(), unfinished: false }
     }
 
     async fn next(&mut self) -> Option<Result<v1::WatchResponse, Status>> {
@@ -73,47 +90,64 @@ impl Watcher {
             if let Some(piece) = self.pieces.pop_front() {
                 return Some(Ok(piece));
             }
-            let Some(reports) = &mut self.reports else {
-                if let Err(status) = self.take_snapshot().await {
-                    return Some(Err(status));
-                }
-                continue;
-            };
-            match news(&mut self.sources, reports).await {
-                News::State if self.told.identity.is_some() && self.sources.identity.borrow().is_none() => {
-                    // Everything told so far was this identity's.
-                    self.reports = None;
-                }
-                News::State => {
-                    let changes = self.tell_changes();
-                    if !changes.is_empty() {
-                        self.cut(changes, Reset::No);
+            match self.told.reports {
+                Reported::Nothing => self.begin_snapshot(),
+                Reported::Partly(cursor) => {
+                    if let Err(status) = self.tell_reports(cursor).await {
+                        return Some(Err(status));
                     }
                 }
-                News::Report(first) => match gather(first, reports) {
-                    Some(changes) => self.cut(changes, Reset::No),
-                    None => self.reports = None,
+                Reported::Completely(cursor) => match self.news().await {
+                    News::State
+                        if self.told.identity.is_some() && self.sources.identity.borrow().is_none() =>
+                    {
+                        // Everything told so far was this identity's.
+                        self.told.reports = Reported::Nothing;
+                    }
+                    News::State => {
+                        let mut changes = self.tell_changes();
+                        changes.extend(self.tell_token());
+                        if !changes.is_empty() {
+                            self.cut(changes, Reset::No, Complete::Yes);
+                        }
+                    }
+                    News::Reports => self.told.reports = Reported::Partly(cursor),
+                    News::End => return None,
                 },
-                News::Lagged => self.reports = None,
-                News::End => return None,
             }
         }
     }
 
-    async fn take_snapshot(&mut self) -> Result<(), Status> {
-        let subscription = self.sources.reports.subscribe().await.map_err(|error| {
-            tracing::warn!(%error, "reports cannot be read for a snapshot");
-            Status::unavailable("reports cannot be read")
-        })?;
+    /// Tells everything but the reports, which follow.
+    fn begin_snapshot(&mut self) {
         self.told = Told::default();
         let mut changes = self.tell_changes();
-        changes.extend(subscription.entries.iter().map(|entry| change(Kind::Report(report_entry(entry)))));
-        if let Some(digest) = self.sources.token_sha256 {
-            let access = v1::TcpAccess { token_sha256: digest.to_vec().into() };
-            changes.push(change(Kind::TcpAccess(access)));
+        changes.extend(self.tell_token());
+        self.told.reports = Reported::Partly(Cursor::default());
+        self.cut(changes, Reset::Yes, Complete::No);
+    }
+
+    /// Tells the reports that follow `cursor`, as many as a piece holds.
+    async fn tell_reports(&mut self, cursor: Cursor) -> Result<(), Status> {
+        // Before they are read: what changes from here on is news.
+        self.position.mark_unchanged();
+        let told =
+            self.sources.reports.changes(cursor, PIECE_CHANGES, PIECE_BYTES).await.map_err(|error| {
+                tracing::warn!(%error, "reports cannot be read for those who watch");
+                Status::unavailable("reports cannot be read")
+            })?;
+        if told.reset && cursor != Cursor::default() {
+            self.told.reports = Reported::Nothing;
+            return Ok(());
         }
-        self.reports = Some(subscription.changes);
-        self.cut(changes, Reset::Yes);
+        self.told.reports =
+            if told.complete { Reported::Completely(told.cursor) } else { Reported::Partly(told.cursor) };
+        if told.changes.is_empty() && !(self.unfinished && told.complete) {
+            return Ok(());
+        }
+        self.unfinished = !told.complete;
+        let changes = told.changes.into_iter().map(report_change).collect();
+        self.pieces.push_back(v1::WatchResponse { reset: false, changes, complete: told.complete });
         Ok(())
     }
 
@@ -143,12 +177,21 @@ impl Watcher {
                 EntryChange::Removed(key) => Kind::SecretDeleted(key.to_owned()),
             })
         }));
-        self.told = Told { desired, identity };
+        self.told.desired = desired;
+        self.told.identity = identity;
         changes
     }
 
-    /// Cuts changes into bounded pieces, the last of which makes them take effect.
-    fn cut(&mut self, changes: Vec<v1::Change>, reset: Reset) {
+    /// Returns the digest of the token, if the receiver does not know it yet, and notes that it is told.
+    fn tell_token(&mut self) -> Option<v1::Change> {
+        let token = *self.sources.token.borrow_and_update();
+        let is_news = std::mem::replace(&mut self.told.token, token) != token;
+        let access = |token: ApiToken| v1::TcpAccess { token_sha256: token.sha256().to_vec().into() };
+        token.filter(|_| is_news).map(|token| change(Kind::TcpAccess(access(token))))
+    }
+
+    /// Cuts changes into bounded pieces, the last of which makes them take effect if they are complete.
+    fn cut(&mut self, changes: Vec<v1::Change>, reset: Reset, complete: Complete) {
         let mut piece = v1::WatchResponse { reset: reset == Reset::Yes, ..Default::default() };
         let mut bytes = 0;
         for change in changes {
@@ -159,8 +202,21 @@ impl Watcher {
             bytes += prost::Message::encoded_len(&change);
             piece.changes.push(change);
         }
-        piece.complete = true;
+        piece.complete = complete == Complete::Yes;
+        self.unfinished = !piece.complete;
         self.pieces.push_back(piece);
+    }
+
+    /// Waits for something to tell.
+    async fn news(&mut self) -> News {
+        // Cancel safe: an arm that loses has taken nothing.
+        tokio::select! {
+            changed = self.sources.desired.changed() => if changed.is_ok() { News::State } else { News::End },
+            changed = self.sources.identity.changed() => if changed.is_ok() { News::State } else { News::End },
+            // Where nobody reads the file again it stays as it is.
+            Ok(()) = self.sources.token.changed() => News::State,
+            changed = self.position.changed() => if changed.is_ok() { News::Reports } else { News::End },
+        }
     }
 }
 
@@ -170,35 +226,10 @@ enum Reset {
     No,
 }
 
-/// Waits for something to tell.
-async fn news(sources: &mut Sources, reports: &mut broadcast::Receiver<reports::Change>) -> News {
-    // Cancel safe: an arm that loses has taken nothing.
-    tokio::select! {
-        changed = sources.desired.changed() => if changed.is_ok() { News::State } else { News::End },
-        changed = sources.identity.changed() => if changed.is_ok() { News::State } else { News::End },
-        change = reports.recv() => match change {
-            Ok(change) => News::Report(change),
-            Err(RecvError::Lagged(_)) => News::Lagged,
-            Err(RecvError::Closed) => News::End,
-        },
-    }
-}
-
-/// Returns the first change and those that wait behind it, as many as a piece holds; `None` if the receiver fell too far
-/// behind meanwhile, which it is told only once.
-fn gather(
-    first: reports::Change,
-    reports: &mut broadcast::Receiver<reports::Change>,
-) -> Option<Vec<v1::Change>> {
-    let mut changes = vec![report_change(first)];
-    while changes.len() < PIECE_CHANGES {
-        match reports.try_recv() {
-            Ok(next) => changes.push(report_change(next)),
-            Err(TryRecvError::Empty | TryRecvError::Closed) => break,
-            Err(TryRecvError::Lagged(_)) => return None,
-        }
-    }
-    Some(changes)
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Complete {
+    Yes,
+    No,
 }
 
 fn change(kind: Kind) -> v1::Change {

@@ -71,7 +71,8 @@ fn map_text(map: &Map, rules: Vec<String>) -> impl Iterator<Item = String> + use
     let entries = map.entries.iter().enumerate().map(move |(number, (key, entry))| {
         let separator = if number == last { "" } else { "," };
         let (key, verdict) = (key_text(key, map.shape), verdict_text(&entry.verdict));
-        format!("\t\t\t{key} : {verdict}{separator}{}\n", comment(&rules, entry.rule))
+        let by = entry.rule.map_or_else(|| " # the default".to_owned(), |rule| comment(&rules, rule));
+        format!("\t\t\t{key} : {verdict}{separator}{by}\n")
     });
     iter::once(head + begin).chain(entries).chain(iter::once(format!("{end}\t}}\n\n")))
 }

@@ -102,7 +102,9 @@ fn decide(
                     Service::Tcp(_) => Service::Tcp(None),
                     Service::Udp(_) => Service::Udp(None),
                 };
-                if !decided.contains(&whole) && decided.insert(service) {
+                // Where the port is asked about, the one port is all there is of the protocol.
+                let part = if question.port.is_some() { whole } else { service };
+                if !decided.contains(&whole) && decided.insert(part) {
                     parts.push(position);
                 }
             }
@@ -128,12 +130,11 @@ fn share(service: Service, question: &Question) -> Share {
         Service::Tcp(port) => (TCP, port),
         Service::Udp(port) => (UDP, port),
     };
-    let Some(asked) = question.protocol else { return Share::Part };
     match (port, question.port) {
-        _ if asked != protocol => Share::None,
-        (None, _) => Share::All,
+        _ if question.protocol.is_some_and(|asked| asked != protocol) => Share::None,
+        (Some(port), Some(asked)) if port != asked => Share::None,
         (Some(_), None) => Share::Part,
-        (Some(port), Some(asked)) if port == asked => Share::All,
-        (Some(_), Some(_)) => Share::None,
+        _ if question.protocol.is_none() => Share::Part,
+        (None, _) | (Some(_), Some(_)) => Share::All,
     }
 }

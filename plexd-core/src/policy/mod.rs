@@ -18,7 +18,7 @@ pub mod table;
 #[cfg(test)]
 mod tests;
 
-pub use compile::{CompileError, MAX_ENTRIES, MAX_RULES, compile, compile_plainly};
+pub use compile::{CompileError, MAX_ENTRIES, MAX_LOOKUPS, MAX_RULES, compile, compile_plainly};
 pub use context::Context;
 pub use evaluate::{Decision, Flow, evaluate, visible};
 pub use judge::{Judge, Judgement, Outcome, Question, judge};

@@ -20,6 +20,15 @@ impl PolicySet {
         self.policies.iter().flat_map(|policy| &policy.rules)
     }
 
+    /// Returns what each rule is called, in the same order: its policy's id and its text.
+    pub fn rule_names(&self) -> impl Iterator<Item = String> {
+        let names = |policy: &Policy| {
+            let name = |rule| format!("{:?} {rule}", policy.id);
+            policy.rules.iter().map(name).collect::<Vec<_>>()
+        };
+        self.policies.iter().flat_map(names)
+    }
+
     /// Returns the policy of the rule at `position` among all rules, and the rule's number in it, from 1.
     pub fn locate(&self, position: usize) -> Option<(&Policy, usize)> {
         let mut before = 0;

@@ -20,6 +20,9 @@ pub struct Table {
     pub maps: Vec<Map>,
     /// Chains; a chain is named before one that jumps to it.
     pub chains: Vec<Chain>,
+    /// What each rule of the policy is called, by its position among all rules: the policy's id and the rule as text. A rule
+    /// that keeps its name keeps what was counted for it.
+    pub rule_names: Vec<String>,
 }
 
 /// A chain.
@@ -177,8 +180,8 @@ pub struct Key {
 pub struct Entry {
     /// What becomes of the packet.
     pub verdict: Verdict,
-    /// The rule of the policy that says so, by its position among all rules.
-    pub rule: usize,
+    /// The rule of the policy that says so, by its position among all rules; `None` for the default.
+    pub rule: Option<usize>,
 }
 
 impl Table {

@@ -142,8 +142,8 @@ fn plan(
         }
         corrections.push(Correction::new(kind, format!("{} changed", peer.id)));
         let nets = |peer: &WantedPeer| peer.config.allowed_ips.clone();
-        stale.extend(old.map(nets).unwrap_or_default());
-        missing.extend(new.map(nets).unwrap_or_default());
+        stale.extend(old.map(nets).unwrap_or_default().iter());
+        missing.extend(new.map(nets).unwrap_or_default().iter());
     }
     let difference = |of: &BTreeSet<IpNet>, without: &BTreeSet<IpNet>| -> Vec<IpNet> {
         of.difference(without).copied().collect()

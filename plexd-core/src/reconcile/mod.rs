@@ -4,6 +4,7 @@
 mod advance;
 mod apart;
 mod apply;
+mod compiled;
 mod conflicts;
 pub mod drift;
 mod in_force;
@@ -12,6 +13,7 @@ mod ownership;
 mod plan;
 mod routes;
 mod status;
+mod take_down;
 mod wanted;
 
 use std::collections::BTreeSet;
@@ -24,7 +26,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::config::{Config, OnStop};
 use crate::identity::{CurrentIdentity, Identity};
-use crate::kernel::{Counters, KernelError, ObservedTable, RouteConflict};
+use crate::kernel::rules::ObservedRules;
+use crate::kernel::{Counters, KernelError, RouteConflict};
 use crate::policy::PolicySet;
 use crate::state::{Desired, State};
 use crate::status::{Board, Subsystem};
@@ -32,10 +35,10 @@ use crate::supervisor::Shutdown;
 
 use advance::Advance;
 use apart::Apart;
+use compiled::Told;
 use drift::Correction;
 use names::Names;
-use plan::{Memory, Observed, Plan, Reading};
-use routes::Routing;
+use plan::{Memory, Observed, Plan, Prospect, Reading};
 
 pub use apply::Kernel;
 pub use in_force::InForce;
@@ -174,11 +177,18 @@ struct Goal {
     desired: Arc<Desired>,
 }
 
-/// Whether the state knows that a set of policies compiles.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
-    Yes,
-    No,
+impl Goal {
+    /// Returns what the kernel should have follows from, with these policies.
+    fn input<'a>(&'a self, policies: &'a PolicySet, config: &'a Config, resolved: &'a Resolved) -> Input<'a> {
+        Input {
+            desired: &self.desired,
+            policies,
+            identity: &self.identity,
+            mesh: &config.mesh,
+            settings: config.policy,
+            resolved,
+        }
+    }
 }
 
 /// What became of a plan.
@@ -347,12 +357,17 @@ impl Reconciler {
         let begun = Instant::now();
         // A check does not take up anything new: what was wanted still is.
         let unchanged = if cause == Cause::Check { self.wanted.take() } else { None };
-        let mut wanted = unchanged.unwrap_or_else(|| self.wanted(&goal));
+        let mut wanted = match unchanged {
+            Some(unchanged) => unchanged,
+            None => self.wanted(&goal).await,
+        };
         wanted.outside.clone_from(&self.outside.borrow_and_update());
         let mut errors = Vec::new();
-        let observed = self.observe(&wanted, &mut errors).await;
+        let mut observed = self.observe(&wanted, &mut errors).await;
         let now = SystemTime::now();
-        let mut plan = plan::plan(&wanted, &observed, &self.memory, now);
+        let prospect = Prospect::of(&wanted, &observed.device, &self.memory, now);
+        observed.rules = self.observe_rules(&prospect.apart, &mut errors).await;
+        let mut plan = plan::plan(&wanted, &observed, prospect);
         self.memory = std::mem::take(&mut self.memory).after(&mut plan, &wanted);
         self.names.ask_for(&goal.desired, |peer| {
             cause == Cause::Check && wanted.peers.contains_key(peer) && !plan::is_heard(&observed, peer, now)
@@ -375,14 +390,7 @@ impl Reconciler {
 
     /// Returns what the kernel should have follows from, with these policies.
     fn input<'a>(&'a self, goal: &'a Goal, policies: &'a PolicySet) -> Input<'a> {
-        Input {
-            desired: &goal.desired,
-            policies,
-            identity: &goal.identity,
-            mesh: &self.config.mesh,
-            settings: self.config.policy,
-            resolved: self.names.resolved(),
-        }
+        goal.input(policies, &self.config, self.names.resolved())
     }
 
     /// Takes up who the node is and what the control plane wants, the two of one moment: a rotation of the node's key
@@ -393,60 +401,6 @@ impl Reconciler {
         self.goal = identity.clone().map(|identity| Goal { identity, desired });
     }
 
-    /// Returns what is wanted, with the newest policies that can be compiled: those of the state, else the last that could,
-    /// else none, which denies (unless the default is to allow). What the control plane takes away is taken away in any
-    /// case.
-    fn wanted(&mut self, goal: &Goal) -> Wanted {
-        let none = Arc::default();
-        let newest = &goal.desired.policies;
-        let error = match self.input(goal, newest).wanted() {
-            Ok(wanted) => {
-                self.policies = Arc::clone(newest);
-                self.note_compiled(newest);
-                self.refused = None;
-                self.wiring.board.clear(Subsystem::Policy, "compile");
-                return wanted;
-            }
-            Err(error) => error.to_string(),
-        };
-        let before = self.compiled.as_ref().map(|(policies, _)| policies);
-        let before = before.or(goal.desired.policies_before.as_ref()).cloned();
-        let still = before.and_then(|before| Some((self.input(goal, &before).wanted().ok()?, before)));
-        let (wanted, policies) = still.unwrap_or_else(|| {
-            let wanted = self
-                .input(goal, &none)
-                .wanted()
-                .expect("no rules always compile: the configuration has checked the interface's name");
-            (wanted, Arc::clone(&none))
-        });
-        let consequence = if policies.policies.is_empty() {
-            "none is in force, so the default decides"
-        } else {
-            "the one before stays in force"
-        };
-        self.policies = policies;
-        let message = format!("the newest policy set cannot be enforced, {consequence}: {error}");
-        self.wiring.board.raise(Subsystem::Policy, "compile", message);
-        if self.refused.as_ref() != Some(&error) {
-            self.send_drift(vec![Correction::new(drift::Kind::PolicyRejected, error.clone())]);
-            self.refused = Some(error);
-        }
-        wanted
-    }
-
-    fn note_compiled(&mut self, policies: &Arc<PolicySet>) {
-        if !self.compiled.as_ref().is_some_and(|(known, _)| Arc::ptr_eq(known, policies)) {
-            self.compiled = Some((Arc::clone(policies), Told::No));
-        }
-    }
-
-    async fn tell_compiled(&mut self) {
-        if let (Some(state), Some((policies, told @ Told::No))) = (&self.state, &mut self.compiled) {
-            state.compiled(Arc::clone(policies)).await;
-            *told = Told::Yes;
-        }
-    }
-
     async fn observe(&self, wanted: &Wanted, errors: &mut Vec<KernelError>) -> Observed {
         let mut keep = |result: Result<_, KernelError>| result.map_err(|error| errors.push(error)).ok();
         let empty = crate::policy::Table::default();
@@ -454,14 +408,14 @@ impl Reconciler {
         let device = reading(self.kernel.wireguard.observe().await, errors);
         let interface = &self.config.mesh.interface;
         let link = reading(self.kernel.network.observe(interface).await, errors);
-        let there = match &device {
-            Reading::There(device) => Some(device),
-            Reading::Absent | Reading::Unreadable => None,
-        };
-        let apart = Apart::of(wanted, apart::heard(there, &[]));
-        let rules = self.kernel.network.observe_rules(interface, &apart.tables(), &apart.towards).await;
-        let rules = reading(rules.map(Some), errors);
-        Observed { table, device, link, rules }
+        // Which rules are looked at depends on the rest.
+        Observed { table, device, link, rules: Reading::default() }
+    }
+
+    async fn observe_rules(&self, apart: &Apart, errors: &mut Vec<KernelError>) -> Reading<ObservedRules> {
+        let (network, interface) = (&self.kernel.network, &self.config.mesh.interface);
+        let rules = network.observe_rules(interface, &apart.tables(), &apart.towards).await;
+        reading(rules.map(Some), errors)
     }
 
     fn report_blocked(&self, blocked: &[String]) {
@@ -499,66 +453,6 @@ impl Reconciler {
     fn send_drift(&self, corrections: Vec<Correction>) {
         if self.wiring.drift.try_send(corrections).is_err() {
             tracing::warn!("drift report dropped: earlier ones are still unsent");
-        }
-    }
-
-    /// Removes what the kernel has of a node that has no identity any more, and forgets it. Also to be awaited before
-    /// [`Reconciler::run`], where a process before this one could not do it.
-    pub async fn take_down(&mut self) -> Result<(), KernelError> {
-        self.take_up_news();
-        let removed = self.tear_down().await;
-        self.settled = false;
-        if self.goal.is_none() {
-            self.wanted = None;
-            self.memory = Memory::default();
-            self.policies = Arc::default();
-            self.compiled = None;
-            self.refused = None;
-            self.last_success = None;
-            self.names.ask_for(&Desired::default(), |_| false);
-            self.wiring.board.clear(Subsystem::Policy, "compile");
-            self.report(&[], &[], false);
-            self.report_blocked(&[]);
-            self.forget_conflicts();
-        }
-        removed
-    }
-
-    /// Takes the interface down, then the policy: never the policy of an interface that is still there. The routes went
-    /// with the interface, the rules that led to them go by themselves.
-    async fn tear_down(&mut self) -> Result<(), KernelError> {
-        self.kernel.wireguard.remove().await?;
-        let rules = self.remove_rules().await;
-        self.kernel.firewall.remove().await.and(rules)
-    }
-
-    async fn remove_rules(&self) -> Result<(), KernelError> {
-        let network = &self.kernel.network;
-        let observed = network.observe_rules(&self.config.mesh.interface, &BTreeSet::new(), &[]).await?;
-        if observed.rules.is_empty() {
-            return Ok(());
-        }
-        network.remove_rules(&Vec::from_iter(observed.rules)).await
-    }
-
-    async fn status(&self) -> MeshStatus {
-        let device = self.kernel.wireguard.observe().await.ok().flatten().unwrap_or_default();
-        let link = reading(self.kernel.network.observe(&self.config.mesh.interface).await, &mut Vec::new());
-        let routing = Routing::new(&link, &self.conflicts);
-        MeshStatus {
-            backend: self.kernel.wireguard.backend(),
-            backend_reason: self.backend_reason.clone(),
-            peers: status::peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device, &routing),
-            policies: Arc::clone(&self.policies),
-            refused: self.refused.clone(),
-            last_success: self.last_success,
-        }
-    }
-
-    async fn counters(&self) -> Option<Counters> {
-        match self.kernel.firewall.observe(self.wanted.as_ref()?.table.as_ref()?).await {
-            Ok(ObservedTable::Same { counters }) => Some(counters),
-            Ok(_) | Err(_) => None,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::drift::{Correction, Kind};
 use super::wanted::{Wanted, WantedPeer};
 use crate::kernel::rules::{MARK, ObservedRules, Rule};
 use crate::kernel::{ObservedDevice, ObservedLink, ObservedPeer, ObservedTable, PeerChange, PeerConfig};
-use crate::types::PublicKey;
+use crate::types::{AllowedIps, PublicKey};
 
 /// A handshake younger than this is fresh: the peer is up, and where it was heard counts more than where it should be
 /// (contract, section 3).
@@ -145,8 +145,33 @@ impl Memory {
     }
 }
 
+/// What follows from the device alone: how its peers are to change, and which routes are kept apart once they did.
+#[derive(Debug)]
+pub(super) struct Prospect {
+    peers: Peers,
+    pub(super) apart: Apart,
+}
+
+impl Prospect {
+    /// Returns what follows from a device. One that cannot be read is left as it is.
+    pub(super) fn of(
+        wanted: &Wanted,
+        device: &Reading<ObservedDevice>,
+        memory: &Memory,
+        now: SystemTime,
+    ) -> Self {
+        let (there, peers) = match device {
+            Reading::There(device) => (Some(device), peers(wanted, Some(device), memory, now)),
+            Reading::Absent => (None, peers(wanted, None, memory, now)),
+            Reading::Unreadable => (None, Peers::default()),
+        };
+        let apart = Apart::of(wanted, apart::heard(there, &peers.changes));
+        Self { peers, apart }
+    }
+}
+
 /// Returns what to do.
-pub(super) fn plan(wanted: &Wanted, observed: &Observed, memory: &Memory, now: SystemTime) -> Plan {
+pub(super) fn plan(wanted: &Wanted, observed: &Observed, prospect: Prospect) -> Plan {
     let mut plan = Plan::default();
     plan.policy(wanted, observed);
     plan.exposed = is_exposed(wanted, observed);
@@ -156,20 +181,19 @@ pub(super) fn plan(wanted: &Wanted, observed: &Observed, memory: &Memory, now: S
         Reading::Unreadable => return plan,
     };
     plan.device(wanted, device);
-    let mut peers = peers(wanted, device, memory, now);
+    let Prospect { mut peers, apart } = prospect;
     plan.heard.append(&mut peers.heard);
-    let apart = Apart::of(wanted, apart::heard(device, &peers.changes));
     if has_another_key(wanted, device) {
         plan.rekey(peers);
     } else if !peers.changes.is_empty() {
         plan.add(Step::Peers(peers.changes), peers.corrections);
     }
-    plan.reached.clone_from(&apart.reached);
     match &observed.link {
         Reading::There(link) => plan.link(wanted, link, (&apart, observed)),
         Reading::Absent => plan.link(wanted, &ObservedLink::default(), (&apart, observed)),
         Reading::Unreadable => {}
     }
+    plan.reached = apart.reached;
     plan
 }
 
@@ -306,7 +330,7 @@ fn peers(wanted: &Wanted, observed: Option<&ObservedDevice>, memory: &Memory, no
     let there = observed.map_or(&none, |device| &device.peers);
     let mut gone: BTreeMap<&PublicKey, &ObservedPeer> =
         there.iter().filter(|(key, _)| !wanted.peers.contains_key(key)).collect();
-    let keys_by_ips: BTreeMap<&BTreeSet<IpNet>, PublicKey> = gone
+    let keys_by_ips: BTreeMap<&AllowedIps, PublicKey> = gone
         .iter()
         .filter(|(_, peer)| !peer.allowed_ips.is_empty())
         .map(|(key, peer)| (&peer.allowed_ips, **key))

@@ -1,20 +1,19 @@
 //! How the mesh is, for the administrator and the heartbeat.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use ipnet::IpNet;
 use tokio::time::Instant;
 
 use super::plan::FRESH;
 use super::routes::{Routes, Routing};
 use super::wanted::Wanted;
-use crate::kernel::{Backend, ObservedDevice};
+use super::{Reconciler, reading};
+use crate::kernel::{Backend, Counters, ObservedDevice, ObservedTable};
 use crate::policy::PolicySet;
 use crate::state::Desired;
-use crate::types::{NodeId, PublicKey};
+use crate::types::{AllowedIps, NodeId, PublicKey};
 
 /// How the mesh is.
 #[derive(Debug, Clone)]
@@ -59,7 +58,7 @@ pub struct PeerStatus {
     /// Where it is reached: as WireGuard has it, else as the control plane says.
     pub endpoint: Option<String>,
     /// Its allowed IPs.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: AllowedIps,
     /// Whether it is in WireGuard.
     pub configured: bool,
     /// Why it is not, or what else is wrong with it.
@@ -106,6 +105,31 @@ pub(super) fn peers(
     desired.peers.values().map(status).collect()
 }
 
+impl Reconciler {
+    /// Returns how the mesh is, read from the kernel now.
+    pub(super) async fn status(&self) -> MeshStatus {
+        let device = self.kernel.wireguard.observe().await.ok().flatten().unwrap_or_default();
+        let link = reading(self.kernel.network.observe(&self.config.mesh.interface).await, &mut Vec::new());
+        let routing = Routing::new(&link, &self.conflicts);
+        MeshStatus {
+            backend: self.kernel.wireguard.backend(),
+            backend_reason: self.backend_reason.clone(),
+            peers: peers(&self.wiring.desired.borrow(), self.wanted.as_ref(), &device, &routing),
+            policies: Arc::clone(&self.policies),
+            refused: self.refused.clone(),
+            last_success: self.last_success,
+        }
+    }
+
+    /// Returns what the firewall counted, read from the kernel now.
+    pub(super) async fn counters(&self) -> Option<Counters> {
+        match self.kernel.firewall.observe(self.wanted.as_ref()?.table.as_ref()?).await {
+            Ok(ObservedTable::Same { counters }) => Some(counters),
+            Ok(_) | Err(_) => None,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,7 +142,7 @@ mod tests {
                 public_key: PublicKey::from_bytes([2; 32]),
                 mesh_ip: [10, 100, 0, 2].into(),
                 endpoint: None,
-                allowed_ips: BTreeSet::new(),
+                allowed_ips: AllowedIps::default(),
                 configured,
                 problem: None,
                 handshake_age: age.map(Duration::from_secs),

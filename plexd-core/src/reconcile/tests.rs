@@ -12,7 +12,7 @@ use crate::kernel::AddressConflict;
 use crate::kernel::fake::{CHANGE, FakeKernel, OBSERVE};
 use crate::policy::{Action, MAX_RULES, Policy, Rule, Selector, Service};
 use crate::state::Peer;
-use crate::types::{NodeSecretKey, PrivateKey, PublicKey, SigningPublicKey};
+use crate::types::{AllowedIps, NodeSecretKey, PrivateKey, PublicKey, SigningPublicKey};
 
 pub(crate) fn key(seed: u8) -> PublicKey {
     PublicKey::from_bytes([seed; 32])
@@ -20,6 +20,10 @@ pub(crate) fn key(seed: u8) -> PublicKey {
 
 pub(crate) fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+pub(crate) fn ips(texts: &[&str]) -> AllowedIps {
+    texts.iter().map(|text| text.parse::<IpNet>().unwrap()).collect()
 }
 
 /// A peer with its mesh address as only allowed IP; its key and address follow from `seed`.
@@ -30,7 +34,7 @@ pub(crate) fn peer(id: &str, seed: u8, endpoint: Option<&str>) -> Peer {
         public_key: key(seed),
         mesh_ip,
         endpoint: endpoint.map(|text| text.parse().unwrap()),
-        allowed_ips: BTreeSet::from([IpNet::from(mesh_ip)]),
+        allowed_ips: [IpNet::from(mesh_ip)].into(),
         psk: None,
     }
 }
@@ -456,7 +460,7 @@ async fn what_belongs_to_somebody_else_is_told_with_the_names_and_the_rest_is_up
     rig.kernel.state().foreign_routes.clear();
     rig.kernel.state().foreign_addresses.clear();
     rig.change(|desired| {
-        Arc::make_mut(desired.peers.get_mut("n_c").unwrap()).allowed_ips.remove(&net);
+        Arc::make_mut(desired.peers.get_mut("n_c").unwrap()).allowed_ips.retain(|kept| *kept != net);
     });
     rig.reconciler.reconcile(Cause::Change).await;
     rig.check().await;

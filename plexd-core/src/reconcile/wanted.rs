@@ -156,19 +156,15 @@ impl Input<'_> {
             wanted.problems.insert(peer.id.clone(), HIDDEN.to_owned());
             return;
         }
-        let mut allowed_ips = BTreeSet::new();
+        let mut allowed_ips = peer.allowed_ips.clone();
         for net in &peer.allowed_ips {
-            match wanted.ownership.owner(net) {
-                Some(owner) if *owner != peer.id => {
-                    let problem = format!("allowed IP {net} already belongs to {owner}; it is left there");
-                    wanted.problems.insert(peer.id.clone(), problem);
-                }
-                _ => {
-                    allowed_ips.insert(*net);
-                }
+            if let Some(owner) = wanted.ownership.owner(net).filter(|owner| **owner != peer.id) {
+                let problem = format!("allowed IP {net} already belongs to {owner}; it is left there");
+                wanted.problems.insert(peer.id.clone(), problem);
+                allowed_ips.retain(|kept| kept != net);
             }
         }
-        wanted.routes.extend(&allowed_ips);
+        wanted.routes.extend(allowed_ips.iter());
         let endpoint = match &peer.endpoint {
             Some(Endpoint::Address(address)) => Some(*address),
             Some(name) => self.resolved.get(name).copied(),

@@ -5,8 +5,6 @@ mod store;
 mod sync;
 mod writer;
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
 pub use store::{Batch, OpenError};
@@ -15,6 +13,12 @@ pub use writer::{ReportWriter, Reports};
 
 /// Most entries the node holds (contract, section 6).
 pub const MAX_ENTRIES: u64 = 10_000;
+
+/// Most bytes that all entries may have together: keys, content types and payloads.
+pub const MAX_TOTAL_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Changes that may wait for the control plane; past this no entry is created. It takes many deletions to get there.
+const MAX_UNSENT: u64 = 20_000;
 
 /// Longest key, in bytes.
 const MAX_KEY: usize = 256;
@@ -36,6 +40,13 @@ pub struct Entry {
     pub revision: u64,
 }
 
+impl Entry {
+    /// Returns what it takes, in bytes.
+    fn size(&self) -> usize {
+        self.key.len() + self.content_type.len() + self.payload.len()
+    }
+}
+
 /// A deletion.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deleted {
@@ -49,9 +60,41 @@ pub struct Deleted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
     /// Created or replaced.
-    Put(Arc<Entry>),
+    Put(Entry),
     /// Deleted.
     Deleted(Deleted),
+}
+
+/// Where the writes have got to. It differs from before whenever there is something new to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Rises when what was told may be wrong.
+    generation: u64,
+    /// The highest revision so far.
+    revision: u64,
+}
+
+/// How much somebody who watches has been told; one by default knows nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Cursor {
+    generation: u64,
+    /// Entries up to this revision.
+    entries: u64,
+    /// Deletions up to this revision.
+    deletions: u64,
+}
+
+/// What somebody who watches does not know yet, or the next part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changes {
+    /// What was told before does not count any more; it begins anew with these.
+    pub reset: bool,
+    /// By rising revision, each key as it is now.
+    pub changes: Vec<Change>,
+    /// There is no more: all that was told is what there is. Before, it is a part of it.
+    pub complete: bool,
+    /// What is known with these.
+    pub cursor: Cursor,
 }
 
 /// A write that is asked for.
@@ -79,9 +122,12 @@ pub enum Refusal {
     /// There are [`MAX_ENTRIES`] already.
     #[error("too many report entries")]
     TooManyEntries,
-    /// The disk is full or refuses writes.
+    /// The disk is full, or the entries have [`MAX_TOTAL_BYTES`] already.
     #[error("insufficient storage")]
     InsufficientStorage,
+    /// The disk refuses the write, but not because it is full.
+    #[error("storage failure")]
+    StorageFailed,
     /// Key, content type or payload is not what it must be.
     #[error("invalid report")]
     Invalid,

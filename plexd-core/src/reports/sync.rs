@@ -71,17 +71,22 @@ impl ReportSync {
         }
     }
 
-    /// Sends what there is.
+    /// Sends what there is now. What is written meanwhile is gathered again, so that no stream of writes becomes a stream of
+    /// requests.
     async fn drain(&mut self, shutdown: &Shutdown) {
         let mut backoff = Backoff::new();
         let mut most = MAX_CHANGES;
+        let mut newest = self.reports.newest();
         loop {
-            let batch = match self.reports.outbox(most, MAX_BYTES).await {
+            let batch = match self.reports.outbox(newest, most, MAX_BYTES).await {
                 Ok(batch) if batch.is_empty() => return,
                 Ok(batch) => batch,
                 Err(error) => {
                     tracing::warn!(%error, "unsent reports cannot be read");
-                    return;
+                    if !self.session.pause(backoff.next(backoff::random()), shutdown).await {
+                        return;
+                    }
+                    continue;
                 }
             };
             let result = match self.send(&batch, shutdown).await {
@@ -108,6 +113,8 @@ impl ReportSync {
             if !self.session.pause(delay, shutdown).await {
                 return;
             }
+            // That was long enough to gather.
+            newest = self.reports.newest();
         }
     }
 

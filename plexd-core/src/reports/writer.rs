@@ -1,14 +1,16 @@
 //! The one writer of the reports: gathers whatever concurrent writers ask for into one commit, answers them once it
-//! is durable, and tells those who watch.
+//! is durable, and lets those who watch know that there is something new.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use nix::sys::statvfs::statvfs;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use super::store::{Batch, OpenError, Store, Write, Written};
-use super::{Change, Counts, Deleted, Entry, Put, Refusal};
+use super::{Changes, Counts, Cursor, Deleted, Entry, Position, Put, Refusal};
 use crate::status::{Board, Subsystem};
 use crate::storage::StorageError;
 use crate::supervisor::Shutdown;
@@ -17,17 +19,28 @@ use crate::types::Clock;
 /// Requests that may wait; past this a caller waits to hand its request over.
 const QUEUE: usize = 1024;
 
+/// Bytes of the writes that may wait; past this a caller waits, too.
+const QUEUE_BYTES: u32 = 16 * 1024 * 1024;
+
 /// Most writes in one commit.
 const MAX_COMMIT: usize = 512;
 
-/// Changes a watcher may lag behind before it has to take a new snapshot.
-const MAX_LAG: usize = 1024;
+/// Bytes past which a commit takes no more writes.
+const MAX_COMMIT_BYTES: usize = 8 * 1024 * 1024;
+
+/// How often a disk that refused a write is tried.
+const PROBE_PERIOD: Duration = Duration::from_secs(5);
+
+/// Room that a full disk has to have before it counts as writable again, besides what did not fit, in bytes.
+const ROOM: u64 = 1024 * 1024;
 
 /// Asks the writer. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Reports {
     requests: mpsc::Sender<Request>,
+    room: Arc<Semaphore>,
     counts: watch::Receiver<Counts>,
+    position: watch::Receiver<Position>,
 }
 
 /// The task that owns the database.
@@ -42,48 +55,69 @@ pub struct ReportWriter {
 #[derive(Debug)]
 struct Writer {
     store: Store,
+    folder: PathBuf,
     clock: Arc<dyn Clock>,
     board: Board,
     requests: mpsc::Receiver<Request>,
-    changes: broadcast::Sender<Change>,
     counts: watch::Sender<Counts>,
+    position: watch::Sender<Position>,
+    trouble: watch::Sender<Option<Trouble>>,
+}
+
+/// Why nothing can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// There is no room for so many bytes.
+    Full(u64),
+    /// The disk refuses for another reason.
+    Refused,
+}
+
+/// A write that waits, and the room it takes meanwhile.
+#[derive(Debug)]
+struct Waiting {
+    write: Write,
+    reply: oneshot::Sender<Result<Written, Refusal>>,
+    room: OwnedSemaphorePermit,
 }
 
 #[derive(Debug)]
 enum Request {
-    Write(Write, oneshot::Sender<Result<Written, Refusal>>),
-    Subscribe(oneshot::Sender<io::Result<Subscription>>),
-    Outbox { most: usize, bytes: usize, reply: oneshot::Sender<io::Result<Batch>> },
+    Write(Waiting),
+    Changes { cursor: Cursor, most: usize, bytes: usize, reply: oneshot::Sender<io::Result<Changes>> },
+    Outbox { newest: u64, most: usize, bytes: usize, reply: oneshot::Sender<io::Result<Batch>> },
     Confirm(Batch, oneshot::Sender<io::Result<()>>),
     MarkConflicted(Batch, oneshot::Sender<io::Result<()>>),
     OfferAgain(oneshot::Sender<io::Result<()>>),
     Clear(oneshot::Sender<Result<(), StorageError>>),
+    Probe,
     Stop,
 }
 
-/// All entries, and every change after them.
-#[derive(Debug)]
-pub struct Subscription {
-    /// The entries, sorted by key.
-    pub entries: Vec<Entry>,
-    /// What changes from here on; a receiver that lags must subscribe anew.
-    pub changes: broadcast::Receiver<Change>,
-}
-
 impl Reports {
-    /// Opens the database at `path` and returns the handle and the task to be run.
+    /// Opens the database at `path` and returns the handle and the task to be run. One that cannot be written is served
+    /// as it is, refuses writes, and is tried again from time to time.
     pub fn open(path: &Path, clock: Arc<dyn Clock>, board: Board) -> Result<(Self, ReportWriter), OpenError> {
         let (mut store, aside) = Store::open(path, clock.now())?;
         let problem = aside.map(|aside| {
-            format!("the stored reports were damaged and are now {}; write them again", aside.display())
+            format!(
+                "the stored reports were damaged and are now {}; write them again: their versions go on far above the old ones",
+                aside.display()
+            )
         });
         board.set(Subsystem::Storage, "reports", problem);
         let counts = store.counts().map_err(|source| OpenError::new("read", path, source))?;
         let (stop, requests) = mpsc::channel(QUEUE);
         let (counts, counts_seen) = watch::channel(counts);
-        let (changes, _) = broadcast::channel(MAX_LAG);
-        let handle = Self { requests: stop.clone(), counts: counts_seen };
-        let writer = Writer { store, clock, board, requests, changes, counts };
+        let (position, position_seen) = watch::channel(store.position());
+        let room = Arc::new(Semaphore::new(QUEUE_BYTES as usize));
+        let handle = Self { requests: stop.clone(), room, counts: counts_seen, position: position_seen };
+        let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
+        let trouble = watch::Sender::new(None);
+        let writer = Writer { store, folder, clock, board, requests, counts, position, trouble };
+        if let Some(error) = writer.store.read_only() {
+            writer.tell(error, 0);
+        }
         Ok((handle, ReportWriter { writer, stop }))
     }
 
@@ -103,14 +137,25 @@ impl Reports {
         }
     }
 
-    /// Returns all entries and every change after them, without a gap.
-    pub async fn subscribe(&self) -> io::Result<Subscription> {
-        self.ask(Request::Subscribe).await?
+    /// Returns what follows `cursor`: at most `most` changes, up to the one that reaches `bytes`.
+    pub async fn changes(&self, cursor: Cursor, most: usize, bytes: usize) -> io::Result<Changes> {
+        self.ask(|reply| Request::Changes { cursor, most, bytes, reply }).await?
     }
 
-    /// Returns unsent changes, at most `most` and `bytes` of them, but at least one if there are any.
-    pub async fn outbox(&self, most: usize, bytes: usize) -> io::Result<Batch> {
-        self.ask(|reply| Request::Outbox { most, bytes, reply }).await?
+    /// Returns where the writes have got to: whenever that changes, there may be changes.
+    pub fn position(&self) -> watch::Receiver<Position> {
+        self.position.clone()
+    }
+
+    /// Returns the highest revision given so far.
+    pub fn newest(&self) -> u64 {
+        self.position.borrow().revision
+    }
+
+    /// Returns the oldest unsent changes up to revision `newest`, at most `most` and `bytes` of them, but at least one if
+    /// there are any.
+    pub async fn outbox(&self, newest: u64, most: usize, bytes: usize) -> io::Result<Batch> {
+        self.ask(|reply| Request::Outbox { newest, most, bytes, reply }).await?
     }
 
     /// States that the control plane has the changes.
@@ -142,7 +187,10 @@ impl Reports {
     }
 
     async fn write(&self, write: Write) -> Result<Written, Refusal> {
-        self.ask(|reply| Request::Write(write, reply)).await.map_err(|_| Refusal::Stopping)?
+        let room = Arc::clone(&self.room).acquire_many_owned(room_for(write.size())).await;
+        let room = room.map_err(|_| Refusal::Stopping)?;
+        let written = self.ask(|reply| Request::Write(Waiting { write, reply, room })).await;
+        written.map_err(|_| Refusal::Stopping)?
     }
 
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> io::Result<T> {
@@ -157,30 +205,55 @@ impl ReportWriter {
     /// Serves requests until asked to stop; what was accepted before is done first.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let Self { writer, stop } = self;
+        let mut trouble = writer.trouble.subscribe();
         let thread = tokio::task::spawn_blocking(move || writer.serve());
-        shutdown.cancelled().await;
+        loop {
+            // Cancel safe: neither takes anything.
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = time_to_probe(&mut trouble) => {
+                    // Full: whatever waits there tries the disk.
+                    let _ = stop.try_send(Request::Probe);
+                }
+            }
+        }
         // The only failure is that the writer has ended already.
         let _ = stop.send(Request::Stop).await;
         Ok(thread.await?)
     }
 }
 
+/// Returns a while after the disk has refused something, if it still does.
+async fn time_to_probe(trouble: &mut watch::Receiver<Option<Trouble>>) {
+    if trouble.wait_for(Option::is_some).await.is_err() {
+        // The writer has ended.
+        std::future::pending::<()>().await;
+    }
+    tokio::time::sleep(PROBE_PERIOD).await;
+}
+
 impl Writer {
     fn serve(mut self) {
         while let Some(first) = self.requests.blocking_recv() {
             let mut writes = Vec::new();
+            let mut bytes = 0;
             let mut next = Some(first);
             while let Some(request) = next {
                 match request {
-                    Request::Write(write, reply) => writes.push((write, reply)),
+                    Request::Write(waiting) => {
+                        bytes += waiting.write.size();
+                        writes.push(waiting);
+                    }
                     other => {
                         self.commit(std::mem::take(&mut writes));
+                        bytes = 0;
                         if !self.answer(other) {
                             return;
                         }
                     }
                 }
-                next = if writes.len() < MAX_COMMIT { self.requests.try_recv().ok() } else { None };
+                let more = writes.len() < MAX_COMMIT && bytes < MAX_COMMIT_BYTES;
+                next = if more { self.requests.try_recv().ok() } else { None };
             }
             self.commit(writes);
         }
@@ -190,85 +263,131 @@ impl Writer {
     fn answer(&mut self, request: Request) -> bool {
         // A caller that no longer waits for its answer is no error.
         match request {
-            Request::Write(write, reply) => self.commit(vec![(write, reply)]),
-            Request::Subscribe(reply) => {
-                let changes = self.changes.subscribe();
-                let _ = reply.send(self.store.entries().map(|entries| Subscription { entries, changes }));
+            Request::Write(waiting) => self.commit(vec![waiting]),
+            Request::Changes { cursor, most, bytes, reply } => {
+                let _ = reply.send(self.store.changes(cursor, most, bytes));
             }
-            Request::Outbox { most, bytes, reply } => {
-                let _ = reply.send(self.store.outbox(most, bytes));
+            Request::Outbox { newest, most, bytes, reply } => {
+                let _ = reply.send(self.store.outbox(newest, most, bytes));
             }
-            // Counted before the answer: who asked may look at the counts next.
             Request::Confirm(batch, reply) => {
                 let confirmed = self.store.confirm(&batch);
-                self.count();
-                let _ = reply.send(confirmed);
+                let _ = reply.send(self.settled(confirmed, 0));
             }
             Request::MarkConflicted(batch, reply) => {
                 let marked = self.store.mark_conflicted(&batch);
-                self.count();
-                let _ = reply.send(marked);
+                let _ = reply.send(self.settled(marked, 0));
             }
             Request::OfferAgain(reply) => {
                 let offered = self.store.offer_again();
-                self.count();
-                let _ = reply.send(offered);
+                let _ = reply.send(self.settled(offered, 0));
             }
             Request::Clear(reply) => {
                 let cleared = self.clear();
-                self.count();
+                self.publish();
                 let _ = reply.send(cleared);
             }
+            Request::Probe => self.probe(),
             Request::Stop => return false,
         }
         true
     }
 
     fn clear(&mut self) -> Result<(), StorageError> {
-        for deleted in self.store.start_over()? {
-            // Nobody watching is no error.
-            let _ = self.changes.send(Change::Deleted(deleted));
-        }
+        self.store.start_over()?;
+        self.trouble.send_replace(None);
         self.board.clear_all(Subsystem::Reports);
         self.board.clear(Subsystem::Storage, "reports");
         Ok(())
     }
 
-    fn commit(&mut self, requests: Vec<(Write, oneshot::Sender<Result<Written, Refusal>>)>) {
-        if requests.is_empty() {
+    fn commit(&mut self, waiting: Vec<Waiting>) {
+        if waiting.is_empty() {
             return;
         }
-        let (writes, replies): (Vec<_>, Vec<_>) = requests.into_iter().unzip();
+        let bytes = waiting.iter().map(|waiting| waiting.write.size() as u64).sum();
         let now = whole_seconds(self.clock.now());
-        let outcomes = match self.store.commit(writes, &now) {
-            Ok(outcomes) => {
-                self.board.clear(Subsystem::Reports, "storage");
-                outcomes
-            }
-            Err(error) => {
-                let message = format!("reports cannot be stored: {error}; free space in the data directory");
-                self.board.raise(Subsystem::Reports, "storage", message);
-                replies.iter().map(|_| Err(Refusal::InsufficientStorage)).collect()
-            }
-        };
-        self.count();
-        for (outcome, reply) in outcomes.into_iter().zip(replies) {
-            if let Ok(written) = &outcome {
-                // Nobody watching is no error.
-                let _ = self.changes.send(match written {
-                    Written::Put(entry) => Change::Put(Arc::new(entry.clone())),
-                    Written::Deleted(deleted) => Change::Deleted(deleted.clone()),
-                });
-            }
+        // The room is free again once all are answered.
+        let (mut writes, mut replies) = (Vec::new(), Vec::new());
+        for Waiting { write, reply, room } in waiting {
+            writes.push(write);
+            replies.push((reply, room));
+        }
+        let outcomes = self.store.commit(writes, &now);
+        let outcomes = self.settled(outcomes, bytes).unwrap_or_else(|error| {
+            let refusal = refusal(&error);
+            replies.iter().map(|_| Err(refusal)).collect()
+        });
+        for (outcome, (reply, _)) in outcomes.into_iter().zip(replies) {
             let _ = reply.send(outcome);
         }
     }
 
-    fn count(&mut self) {
+    /// Tells what came of a write of `bytes`, before it is answered: who asked may look next.
+    fn settled<T>(&mut self, result: io::Result<T>, bytes: u64) -> io::Result<T> {
+        match &result {
+            Ok(_) => {
+                if self.trouble.send_replace(None).is_some() {
+                    self.board.clear(Subsystem::Reports, "storage");
+                }
+            }
+            Err(error) => {
+                self.tell(error, bytes);
+                if let Err(error) = self.store.recover() {
+                    tracing::warn!(%error, "reports can be neither written nor read");
+                }
+            }
+        }
+        self.publish();
+        result
+    }
+
+    fn tell(&self, error: &io::Error, bytes: u64) {
+        let (trouble, way_out) = if is_full(error) {
+            (Trouble::Full(bytes), "free space in the data directory")
+        } else {
+            (Trouble::Refused, "they are served as they are; make the data directory writable")
+        };
+        self.trouble.send_replace(Some(trouble));
+        let message = format!("reports cannot be stored: {error}; {way_out}");
+        self.board.raise(Subsystem::Reports, "storage", message);
+    }
+
+    /// Tries whether the disk takes writes again, if it did not.
+    fn probe(&mut self) {
+        let Some(trouble) = *self.trouble.borrow() else { return };
+        if let Trouble::Full(bytes) = trouble
+            && let Ok(disk) = statvfs(&self.folder)
+            && disk.blocks_available().saturating_mul(disk.fragment_size()) < bytes + ROOM
+        {
+            return;
+        }
+        let bytes = if let Trouble::Full(bytes) = trouble { bytes } else { 0 };
+        let probed = self.store.probe();
+        // Told already.
+        let _ = self.settled(probed, bytes);
+    }
+
+    fn publish(&mut self) {
         if let Ok(counts) = self.store.counts() {
             self.counts.send_replace(counts);
         }
+        let position = self.store.position();
+        self.position.send_if_modified(|before| std::mem::replace(before, position) != position);
     }
+}
+
+/// Returns how much of the room a write takes while it waits. One that is larger than all of it has it for itself.
+fn room_for(bytes: usize) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX).min(QUEUE_BYTES)
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+fn refusal(error: &io::Error) -> Refusal {
+    if is_full(error) { Refusal::InsufficientStorage } else { Refusal::StorageFailed }
 }
 
 /// RFC 3339 in whole seconds, as the guide shows it.
@@ -277,110 +396,4 @@ fn whole_seconds(now: jiff::Timestamp) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::SystemClock;
-
-    fn put(key: &str, if_match: Option<i64>) -> Put {
-        Put { key: key.into(), content_type: "text/plain".into(), payload: "1".into(), if_match }
-    }
-
-    fn open(folder: &tempfile::TempDir) -> (Reports, ReportWriter) {
-        let path = folder.path().join("reports.redb");
-        Reports::open(&path, Arc::new(SystemClock), Board::default()).unwrap()
-    }
-
-    #[tokio::test]
-    async fn a_subscriber_sees_what_is_there_and_every_change_after() {
-        let folder = tempfile::tempdir().unwrap();
-        let (reports, writer) = open(&folder);
-        let shutdown = Shutdown::new();
-        let task = tokio::spawn(writer.run(shutdown.clone()));
-        reports.put(put("a", None)).await.unwrap();
-        let mut subscription = reports.subscribe().await.unwrap();
-        assert_eq!(subscription.entries.len(), 1);
-        let entry = reports.put(put("b", None)).await.unwrap();
-        assert_eq!(subscription.changes.recv().await.unwrap(), Change::Put(Arc::new(entry)));
-        let deleted = reports.delete("a".into(), Some(1)).await.unwrap();
-        assert_eq!(subscription.changes.recv().await.unwrap(), Change::Deleted(deleted));
-        assert_eq!(*reports.counts().borrow(), Counts { entries: 1, pending: 2, conflicted: 0 });
-        shutdown.cancel();
-        task.await.unwrap().unwrap();
-        assert_eq!(reports.put(put("c", None)).await, Err(Refusal::Stopping));
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn of_many_concurrent_writers_with_one_version_exactly_one_wins() {
-        let folder = tempfile::tempdir().unwrap();
-        let (reports, writer) = open(&folder);
-        let shutdown = Shutdown::new();
-        let task = tokio::spawn(writer.run(shutdown.clone()));
-        let writers: Vec<_> = (0..32)
-            .map(|_| {
-                let reports = reports.clone();
-                tokio::spawn(async move { reports.put(put("a", Some(0))).await })
-            })
-            .collect();
-        let mut won = 0;
-        for writer in writers {
-            match writer.await.unwrap() {
-                Ok(_) => won += 1,
-                Err(refusal) => assert_eq!(refusal, Refusal::VersionConflict),
-            }
-        }
-        assert_eq!(won, 1);
-        shutdown.cancel();
-        task.await.unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn reports_that_were_sent_or_refused_are_offered_again_and_deletions_are_not() {
-        let folder = tempfile::tempdir().unwrap();
-        let (reports, writer) = open(&folder);
-        let shutdown = Shutdown::new();
-        let task = tokio::spawn(writer.run(shutdown.clone()));
-        for key in ["sent", "refused", "gone"] {
-            reports.put(put(key, None)).await.unwrap();
-        }
-        let mut batches = reports.outbox(9, 9999).await.unwrap().split();
-        batches.next();
-        reports.mark_conflicted(batches.next().unwrap()).await.unwrap();
-        reports.confirm(batches.next().unwrap()).await.unwrap();
-        reports.delete("gone".into(), None).await.unwrap();
-        reports.offer_again().await.unwrap();
-        assert_eq!(*reports.counts().borrow(), Counts { entries: 2, pending: 2, conflicted: 0 });
-        let batch = reports.outbox(9, 9999).await.unwrap();
-        let keys: Vec<_> = batch.entries.iter().map(|entry| entry.key.as_str()).collect();
-        assert_eq!((keys, batch.deleted.len()), (vec!["refused", "sent"], 0));
-        shutdown.cancel();
-        task.await.unwrap().unwrap();
-    }
-
-    #[tokio::test]
-    async fn what_is_cleared_is_told_as_deleted_and_versions_begin_anew() {
-        let folder = tempfile::tempdir().unwrap();
-        let (reports, writer) = open(&folder);
-        let shutdown = Shutdown::new();
-        let task = tokio::spawn(writer.run(shutdown.clone()));
-        let report = |payload: &str| Put { payload: payload.to_owned().into(), ..put("a", None) };
-        reports.put(report(r#""hunter2""#)).await.unwrap();
-        let last = reports.put(report(r#""hunter2""#)).await.unwrap();
-        reports.put(put("b", None)).await.unwrap();
-        reports.delete("b".into(), None).await.unwrap();
-        let mut subscription = reports.subscribe().await.unwrap();
-        reports.clear().await.unwrap().unwrap();
-        let Change::Deleted(deleted) = subscription.changes.recv().await.unwrap() else {
-            panic!("a deletion")
-        };
-        assert!(deleted.key == "a" && deleted.revision > last.revision, "{deleted:?}");
-        assert_eq!(*reports.counts().borrow(), Counts::default());
-        let bytes = std::fs::read(folder.path().join("reports.redb")).unwrap();
-        assert!(!bytes.windows(7).any(|window| window == b"hunter2"));
-        for key in ["a", "b"] {
-            let entry = reports.put(put(key, Some(0))).await.unwrap();
-            assert!(entry.version == 1 && entry.revision > deleted.revision, "{entry:?}");
-        }
-        shutdown.cancel();
-        task.await.unwrap().unwrap();
-    }
-}
+mod tests;

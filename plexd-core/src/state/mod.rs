@@ -7,15 +7,17 @@ mod disk;
 mod keeper;
 mod model;
 mod nonces;
+mod ordered;
 #[cfg(test)]
 pub(crate) mod samples;
 mod store;
 
-pub use desired::{Applied, Desired, EntryChange, Ordered, Placed};
+pub use desired::{Applied, Desired};
 pub use disk::OnDisk;
 pub use keeper::{Durability, EventOutcome, PublishIdentity, PullOutcome, PullTicket, State, StateKeeper};
 pub use model::*;
 pub use nonces::Nonces;
+pub use ordered::{EntryChange, Ordered, Placed};
 pub use store::{EventMark, StateStore, Stored};
 
 /// Members of the state that belong to features to come.

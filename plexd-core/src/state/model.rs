@@ -1,16 +1,15 @@
 //! The values of the desired state, parsed: peers, data, secret references, signing keys. No storage, no wire format.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use ipnet::IpNet;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
 use crate::policy::PolicySet;
-use crate::types::{Endpoint, NodeId, PresharedKey, PublicKey, SigningPublicKey};
+use crate::types::{AllowedIps, Endpoint, NodeId, PresharedKey, PublicKey, SigningPublicKey};
 
 /// Another node of the mesh.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +23,7 @@ pub struct Peer {
     /// Where it is reached, if anyone knows.
     pub endpoint: Option<Endpoint>,
     /// What may come from it and is routed to it; host bits are zero.
-    pub allowed_ips: BTreeSet<IpNet>,
+    pub allowed_ips: AllowedIps,
     /// The key it shares with this node.
     pub psk: Option<PresharedKey>,
 }

@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde_json::value::RawValue;
 
-use super::desired::{Desired, EntryChange, Ordered, Placed};
+use super::desired::Desired;
 use super::disk::OnDisk;
 use super::nonces::Nonces;
+use super::ordered::{EntryChange, Ordered, Placed};
 use crate::storage::{self, StorageError};
 
 const PEERS: TableDefinition<&str, &[u8]> = TableDefinition::new("peers");

@@ -3,6 +3,7 @@
 
 mod backends;
 mod changes;
+mod dormant;
 mod namespace;
 mod network;
 mod node;

@@ -33,10 +33,16 @@ pub(crate) fn open_tun() -> std::os::fd::OwnedFd {
 impl Node {
     /// Makes a node in new namespaces, with its service running, and no interface yet.
     pub(crate) fn new(number: u8) -> Self {
+        Self::with_idle(number, Duration::from_mins(3))
+    }
+
+    /// Makes a node whose peers may sleep after `idle`.
+    pub(crate) fn with_idle(number: u8, idle: Duration) -> Self {
         let namespace = Namespace::new();
-        let (wireguard, network) = namespace.run(|| async {
+        let (wireguard, network) = namespace.run(move || async move {
             let uapi = bind_uapi(INTERFACE).unwrap();
-            let wireguard = Arc::new(UserspaceWireGuard::new(INTERFACE, open_tun(), 1420).unwrap());
+            let wireguard = UserspaceWireGuard::with_idle(INTERFACE, open_tun(), 1420, idle).unwrap();
+            let wireguard = Arc::new(wireguard);
             let service = UserspaceService::new(&wireguard, uapi).unwrap();
             tokio::spawn(service.run(CancellationToken::new()));
             (wireguard, Arc::new(RtNetlink::new().unwrap()))
@@ -71,12 +77,17 @@ impl Node {
         });
     }
 
+    /// Where it is reached from the other end of the cable.
+    pub(crate) fn reached_at(&self) -> std::net::SocketAddr {
+        format!("192.0.2.{}:{PORT}", self.number).parse().unwrap()
+    }
+
     /// How `other` is configured here, with a preshared key.
     pub(crate) fn peer(&self, other: &Self) -> PeerConfig {
         PeerConfig {
             public_key: other.key.public(),
             preshared_key: Some(PresharedKey::from_bytes([self.number ^ other.number; 32])),
-            endpoint: Some(format!("192.0.2.{}:{PORT}", other.number).parse().unwrap()),
+            endpoint: Some(other.reached_at()),
             allowed_ips: [format!("{}/32", other.mesh_ip()).parse().unwrap()].into(),
             persistent_keepalive: None,
         }
@@ -96,6 +107,12 @@ impl Node {
         self.observe().unwrap().peers.remove(&key).unwrap()
     }
 
+    /// How many peers are awake.
+    pub(crate) fn awake(&self) -> usize {
+        let wireguard = Arc::clone(&self.wireguard);
+        self.namespace.run(|| async move { wireguard.awake().await })
+    }
+
     /// Pings `other` through the mesh until an answer comes.
     pub(crate) fn reaches(&self, other: &Self) {
         self.namespace.command(&format!("ping -n -c 1 -w 10 {}", other.mesh_ip()));
@@ -113,7 +130,11 @@ impl Node {
 
 /// Two nodes joined by a cable that have each other as peers.
 pub(crate) fn pair() -> (Node, Node) {
-    let (first, second) = (Node::new(1), Node::new(2));
+    joined(Node::new(1), Node::new(2))
+}
+
+/// Joins two nodes by a cable, each as a peer of the other.
+pub(crate) fn joined(first: Node, second: Node) -> (Node, Node) {
     first.namespace.join(&second.namespace);
     for (node, other) in [(&first, &second), (&second, &first)] {
         node.set_up();

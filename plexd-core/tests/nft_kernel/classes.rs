@@ -20,7 +20,7 @@ const ADDRESSES4: (&str, &str) = ("10.201", "10.200");
 const UDP: u8 = 17;
 
 /// A division: `start class` each, and the class that is the rest.
-fn classes(name: &str, starts: &[&str], rest: &str) -> Classes {
+pub(super) fn classes(name: &str, starts: &[&str], rest: &str) -> Classes {
     let rest: IpAddr = rest.parse().unwrap();
     let start = |line: &&str| {
         let (start, class) = line.split_once(' ').unwrap();
@@ -31,12 +31,12 @@ fn classes(name: &str, starts: &[&str], rest: &str) -> Classes {
 }
 
 /// A map: `source destination service` each, accepted; rules are counted from `first`.
-fn map(name: &str, parts: (Part, Part), entries: &[&str], first: usize) -> Map {
+pub(super) fn map(name: &str, parts: (Part, Part), entries: &[&str], first: usize) -> Map {
     let net = |text: &str| text.parse::<IpNet>().unwrap_or_else(|_| text.parse::<IpAddr>().unwrap().into());
     let entry = |(line, rule): (&&str, usize)| {
         let words: Vec<_> = line.split(' ').collect();
         let key = Key { source: net(words[0]), destination: net(words[1]), service: service(words[2]) };
-        (key, Entry { verdict: Verdict::Accept, rule })
+        (key, Entry { verdict: Verdict::Accept, rule: Some(rule) })
     };
     let entries: BTreeMap<_, _> = entries.iter().zip(first..).map(entry).collect();
     let (key, _) = entries.first_key_value().unwrap();
@@ -46,7 +46,7 @@ fn map(name: &str, parts: (Part, Part), entries: &[&str], first: usize) -> Map {
 }
 
 /// A table of these maps, each list of which is a rule; what none of them has is denied.
-fn made_of(classes: Vec<Classes>, maps: Vec<Map>, lists: &[&[usize]]) -> Table {
+pub(super) fn made_of(classes: Vec<Classes>, maps: Vec<Map>, lists: &[&[usize]]) -> Table {
     let mut table = table(&["deny 192.0.2.1 192.0.2.1 any"]);
     let chain = |family| if family == Family::V4 { "rules4" } else { "rules6" };
     for chain in &mut table.chains {
@@ -57,7 +57,8 @@ fn made_of(classes: Vec<Classes>, maps: Vec<Map>, lists: &[&[usize]]) -> Table {
         let chain = table.chains.iter_mut().find(|chain| chain.name == name).unwrap();
         chain.rules.push(vec![Expr::Lookup(list.to_vec())]);
     }
-    Table { classes, maps, ..table }
+    let rule_names = (0..200).map(|number| format!("rule {number}")).collect();
+    Table { classes, maps, rule_names, ..table }
 }
 
 /// Nested, adjacent, coming again, of one address, and up to the last address.
@@ -94,7 +95,7 @@ fn division6(name: &str, net: &str) -> Classes {
 }
 
 /// Classes on both sides, on one side, and on none; lists of three maps, of two, and of one.
-fn both_families() -> Table {
+pub(super) fn both_families() -> Table {
     let (s4, d4) = ADDRESSES4;
     let divisions = vec![
         division4("source4", s4),
@@ -165,12 +166,12 @@ fn decided(table: &Table, flow: &Flow) -> Option<usize> {
             destination: part(destination, flow.destination),
             service,
         };
-        map.entries.get(&key).map(|entry| entry.rule)
+        map.entries.get(&key).and_then(|entry| entry.rule)
     })
 }
 
 /// Everything in the two networks of each family is here, or at the peer.
-fn with_networks(peer: &Peer) {
+pub(super) fn with_networks(peer: &Peer) {
     let family = |here: &str, there: &str, via: &str| {
         run(&format!("ip route add local {here} dev lo"));
         run(&format!("ip route add {there} via {via}"));
@@ -186,7 +187,7 @@ fn with_networks(peer: &Peer) {
 }
 
 /// Sends a datagram from the peer and says which rule counted it; `None` if it was denied.
-fn judged(nft: &NfTables, table: &Table, peer: &Peer, flow: &Flow) -> Option<usize> {
+pub(super) fn judged(nft: &NfTables, table: &Table, peer: &Peer, flow: &Flow) -> Option<usize> {
     let read = || counters(wait(nft.observe(table)).unwrap());
     let before = read();
     let (from, to) = (SocketAddr::new(flow.source, 0), SocketAddr::new(flow.destination, flow.port));
@@ -207,7 +208,7 @@ fn judged(nft: &NfTables, table: &Table, peer: &Peer, flow: &Flow) -> Option<usi
     }
 }
 
-fn flow(source: &str, destination: &str, port: u16) -> Flow {
+pub(super) fn flow(source: &str, destination: &str, port: u16) -> Flow {
     let (source, destination) = (source.parse().unwrap(), destination.parse().unwrap());
     Flow { source, destination, protocol: UDP, port }
 }
@@ -269,7 +270,7 @@ fn root_packets_are_judged_by_classes_and_by_all_maps_of_a_list() {
                 }
             }
         }
-        let rules = table.maps.iter().flat_map(|map| map.entries.values().map(|entry| Some(entry.rule)));
+        let rules = table.maps.iter().flat_map(|map| map.entries.values().map(|entry| entry.rule));
         let unseen: Vec<_> = rules.filter(|rule| !seen.contains(rule)).collect();
         assert!(unseen.is_empty() && seen.contains(&None), "{unseen:?} decided nothing");
     });
@@ -371,7 +372,7 @@ fn start(table: &mut Table, position: usize, at: &str, class: &str) {
     table.classes[position].starts.insert(at.parse().unwrap(), class.parse().unwrap());
 }
 
-fn difference(nft: &NfTables, table: &Table) -> String {
+pub(super) fn difference(nft: &NfTables, table: &Table) -> String {
     match wait(nft.observe(table)).unwrap() {
         ObservedTable::Differs { what } => what,
         other => panic!("{other:?}"),

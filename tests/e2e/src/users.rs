@@ -20,26 +20,30 @@ const USERS: [&str; 2] = ["plexd-core", "plexd-api"];
 /// Groups that must come of it.
 const GROUPS: [&str; 5] = ["plexd-core", "plexd-api", "plexd", "plexd-secrets", "plexd-admin"];
 
-/// Users of the tests, with their supplementary groups.
-const TEST_USERS: [(&str, &str); 4] = [
-    ("plexdt-none", ""),
-    ("plexdt-api", "plexd"),
-    ("plexdt-secrets", "plexd-secrets"),
-    ("plexdt-both", "plexd,plexd-secrets"),
+/// Users of the tests, with their primary group and their supplementary ones.
+const TEST_USERS: [(&str, &str, &str); 8] = [
+    ("plexdt-none", "nogroup", ""),
+    ("plexdt-api", "nogroup", "plexd"),
+    ("plexdt-secrets", "nogroup", "plexd-secrets"),
+    ("plexdt-both", "nogroup", "plexd,plexd-secrets"),
+    ("plexdt-gid-api", "plexd", ""),
+    ("plexdt-gid-secrets", "plexd-secrets", ""),
+    ("plexdt-gid-both", "plexd", "plexd-secrets"),
+    ("plexdt-both-gid", "plexd-secrets", "plexd"),
 ];
 
 /// Makes plexd's users and groups as the package would, and the users `plexdt-none` (in no group of plexd's),
-/// `plexdt-api` (in `plexd`), `plexdt-secrets` (in `plexd-secrets`) and `plexdt-both`. Does nothing where they are.
+/// `plexdt-api` (in `plexd`), `plexdt-secrets` (in `plexd-secrets`) and `plexdt-both`, and the same with a primary group of
+/// plexd's (`plexdt-gid-api` and so on). Does nothing where they are.
 #[track_caller]
 pub fn ensure_users() {
     let _lock = lock();
     if USERS.iter().any(|name| !user_exists(name)) || GROUPS.iter().any(|name| !group_exists(name)) {
         run(&["systemd-sysusers", SYSUSERS]);
     }
-    for (name, groups) in TEST_USERS {
+    for (name, group, groups) in TEST_USERS {
         if !user_exists(name) {
-            let mut line =
-                vec!["useradd", "--system", "--no-create-home", "--home-dir", "/", "--gid", "nogroup"];
+            let mut line = vec!["useradd", "--system", "--no-create-home", "--home-dir", "/", "--gid", group];
             line.extend(["--shell", "/usr/sbin/nologin"]);
             if !groups.is_empty() {
                 line.extend(["--groups", groups]);

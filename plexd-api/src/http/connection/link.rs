@@ -1,5 +1,6 @@
-//! One connection's bytes, with the time they may take: a head 10 s, silence between requests 75 s, a client that
-//! does not take its answer 30 s (contract, section 6). hyper has one timeout for the first two.
+//! One connection's bytes, with the time they may take: a head 10 s, silence between requests 75 s (contract, section
+//! 6), an answer that the client does not take as fast as it comes 30 s and a second more for each 16 KiB it takes.
+//! hyper has one timeout for the first two.
 
 use std::io;
 use std::pin::Pin;
@@ -8,14 +9,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::framing::{Expected, Framing};
+use super::refusal;
 
 const HEAD: Duration = Duration::from_secs(10);
 const IDLE: Duration = Duration::from_secs(75);
 const WRITE: Duration = Duration::from_secs(30);
+/// Bytes a second that a client has to take on the average, once it has kept an answer waiting.
+const WRITE_RATE: u64 = 16 * 1024;
 
 /// What the bytes and the requests of a connection know of each other.
 #[derive(Debug)]
@@ -61,11 +66,23 @@ pub(super) struct Link<I> {
     framing: Framing,
     reading: Timer<Expected>,
     writing: Timer<()>,
+    /// Bytes that the client has taken since it began to keep an answer waiting.
+    taken: u64,
+    /// What is to be sent in the place of a refusal of hyper's own.
+    instead: Bytes,
 }
 
 impl<I> Link<I> {
     pub(super) fn new(inner: I, shared: Arc<Shared>) -> Self {
-        Self { inner, shared, framing: Framing::new(), reading: Timer::new(), writing: Timer::new() }
+        Self {
+            inner,
+            shared,
+            framing: Framing::new(),
+            reading: Timer::new(),
+            writing: Timer::new(),
+            taken: 0,
+            instead: Bytes::new(),
+        }
     }
 
     /// Returns what the client owes, and the time it has for it.
@@ -102,21 +119,55 @@ impl<I: AsyncRead + Unpin> AsyncRead for Link<I> {
 }
 
 impl<I: AsyncWrite + Unpin> Link<I> {
-    /// Bounds the time that the client may take to take anything.
+    /// Bounds the time that the client may take to take what there is.
     fn bounded<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
-            self.writing.stop();
             return result;
         }
-        ready!(self.writing.poll(cx, Some(((), WRITE))));
-        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took nothing in time")))
+        let time = WRITE + Duration::from_secs(self.taken / WRITE_RATE);
+        ready!(self.writing.poll(cx, Some(((), time))));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client took too little in time")))
+    }
+
+    /// Notes what the client took; the time it has begins anew once it has all there is.
+    fn took(&mut self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(bytes)) = &result {
+            self.taken = self.taken.saturating_add(*bytes as u64);
+        }
+        result
+    }
+
+    fn poll_inner(&mut self, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, data);
+        let result = self.took(result);
+        self.bounded(cx, result)
+    }
+
+    /// Sends what takes the place of a refusal of hyper's own.
+    fn poll_instead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.instead.is_empty() {
+            let text = self.instead.clone();
+            let sent = ready!(self.poll_inner(cx, &text))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.instead.advance(sent);
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
 impl<I: AsyncWrite + Unpin> AsyncWrite for Link<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.inner).poll_write(cx, data);
-        self.bounded(cx, result)
+        ready!(self.poll_instead(cx))?;
+        match refusal::find(data) {
+            None => self.poll_inner(cx, data),
+            Some((0, answer)) => {
+                self.instead = answer;
+                Poll::Ready(Ok(data.len()))
+            }
+            Some((before, _)) => self.poll_inner(cx, &data[..before]),
+        }
     }
 
     fn poll_write_vectored(
@@ -124,7 +175,15 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Link<I> {
         cx: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        // A refusal ends the piece it is in: what is before goes first, and then it is at a beginning.
+        match data.iter().position(|piece| refusal::find(piece).is_some()) {
+            Some(0) => return self.poll_write(cx, &data[0]),
+            Some(before) => return self.poll_write_vectored(cx, &data[..before]),
+            None => {}
+        }
+        ready!(self.poll_instead(cx))?;
         let result = Pin::new(&mut self.inner).poll_write_vectored(cx, data);
+        let result = self.took(result);
         self.bounded(cx, result)
     }
 
@@ -133,11 +192,17 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Link<I> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_instead(cx))?;
         let result = Pin::new(&mut self.inner).poll_flush(cx);
+        if result.is_ready() {
+            self.writing.stop();
+            self.taken = 0;
+        }
         self.bounded(cx, result)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_instead(cx))?;
         let result = Pin::new(&mut self.inner).poll_shutdown(cx);
         self.bounded(cx, result)
     }
@@ -257,22 +322,55 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_takes_nothing_has_30_seconds_each_time() {
-        let (mut client, mut link, _) = link(10);
+    async fn a_client_that_takes_nothing_has_30_seconds() {
+        let (_client, mut link, _) = link(10);
         link.write_all(b"0123456789").await.unwrap();
         let start = Instant::now();
-        let reader = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(29)).await;
-            client.read_exact(&mut [0; 10]).await.unwrap();
-            client
-        });
-        link.write_all(b"0123456789").await.unwrap();
-        let _client = reader.await.unwrap();
         let error = link.write_all(b"0").await.unwrap_err();
-        assert_eq!(
-            (error.kind(), start.elapsed().round()),
-            (io::ErrorKind::TimedOut, Duration::from_secs(59))
-        );
+        assert_eq!((error.kind(), start.elapsed().round()), (io::ErrorKind::TimedOut, WRITE));
+    }
+
+    /// Returns after how long the link gives up on a client that takes `bytes` each second.
+    async fn given_up_after(bytes: usize) -> Option<Duration> {
+        let (mut client, mut link, _) = link(bytes);
+        let reader = tokio::spawn(async move {
+            let mut taken = vec![0; bytes];
+            while client.read_exact(&mut taken).await.is_ok() {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        });
+        let start = Instant::now();
+        let answer = vec![0; bytes * 1000];
+        let written = tokio::time::timeout(Duration::from_mins(15), link.write_all(&answer)).await;
+        reader.abort();
+        written.ok().map(|result| {
+            assert_eq!(result.unwrap_err().kind(), io::ErrorKind::TimedOut);
+            start.elapsed().round()
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_an_answer_drop_by_drop_is_given_up() {
+        assert_eq!(given_up_after(1).await, Some(WRITE));
+        let half = usize::try_from(WRITE_RATE / 2).unwrap();
+        let after = given_up_after(half).await.unwrap().as_secs();
+        assert!((58..=62).contains(&after), "{after} s at half the rate");
+        assert_eq!(given_up_after(2 * half).await, None, "at the rate");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_begins_anew_with_each_answer_that_was_taken() {
+        let (mut client, mut link, _) = link(10);
+        for _ in 0..3 {
+            let reader = tokio::spawn(async move {
+                tokio::time::sleep(Duration::from_secs(29)).await;
+                client.read_exact(&mut [0; 20]).await.unwrap();
+                client
+            });
+            link.write_all(&[0; 20]).await.unwrap();
+            link.flush().await.unwrap();
+            client = reader.await.unwrap();
+        }
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 mod framing;
 mod link;
+mod refusal;
 mod slots;
 
 use std::convert::Infallible;
@@ -21,8 +22,9 @@ use hyper::body::{Frame, Incoming as RequestBody, SizeHint};
 use hyper::service::Service;
 use hyper_util::rt::TokioIo;
 use plexd_proto::transport::Incoming;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
@@ -42,6 +44,11 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long a client that is turned away may take to hear so.
 const TURN_AWAY: Duration = Duration::from_secs(1);
 
+/// How many clients are turned away in words at a time; the connections of more are closed at once.
+const TURNED_AWAY: usize = 64;
+/// How much a client that is turned away may say, in bytes.
+const DISCARDED: u64 = 64 * 1024;
+
 /// The answer when there is no place left.
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
     content-length: 32\r\nconnection: close\r\n\r\n{\"error\":\"too many connections\"}";
@@ -52,6 +59,7 @@ pub struct Server {
     router: Router,
     slots: Arc<Slots>,
     metrics: Option<Metrics>,
+    turning_away: Arc<Semaphore>,
     connections: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -63,6 +71,7 @@ impl Server {
             router: routes::router(api),
             slots: Slots::new(limits),
             metrics: api.metrics.clone(),
+            turning_away: Arc::new(Semaphore::new(TURNED_AWAY)),
             connections: TaskTracker::new(),
             shutdown: api.shutdown.clone(),
         })
@@ -116,7 +125,12 @@ impl Server {
         let Some(slot) = self.slots.take(uid) else {
             tracing::debug!(?uid, "connection turned away: too many");
             self.metrics.iter().for_each(Metrics::turned_away);
-            self.connections.spawn(turn_away(io));
+            if let Ok(place) = Arc::clone(&self.turning_away).try_acquire_owned() {
+                self.connections.spawn(async move {
+                    turn_away(io).await;
+                    drop(place);
+                });
+            }
             return;
         };
         self.connections.spawn(self.connection(io, caller, slot));
@@ -153,12 +167,15 @@ impl Server {
     }
 }
 
+/// Tells a client that there is no place, and takes what it sends meanwhile: closing a TCP connection with bytes unread
+/// would take the answer away from it.
 async fn turn_away<I: AsyncRead + AsyncWrite + Unpin>(mut io: I) {
     let answer = async {
         io.write_all(TOO_MANY).await?;
-        io.shutdown().await
+        io.shutdown().await?;
+        tokio::io::copy(&mut io.take(DISCARDED), &mut tokio::io::sink()).await
     };
-    if !matches!(tokio::time::timeout(TURN_AWAY, answer).await, Ok(Ok(()))) {
+    if !matches!(tokio::time::timeout(TURN_AWAY, answer).await, Ok(Ok(_))) {
         tracing::debug!("connection turned away without a word");
     }
 }

@@ -19,6 +19,7 @@ fn connect() -> DuplexStream {
         router: Router::new().route("/", any(|| async { "answer" })).route("/slow", slow),
         metrics: None,
         slots: Slots::new(Limits::default()),
+        turning_away: Arc::new(Semaphore::new(1)),
         connections: TaskTracker::new(),
         shutdown: CancellationToken::new(),
     };

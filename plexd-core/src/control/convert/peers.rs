@@ -1,9 +1,9 @@
 //! Peers and their endpoints.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 
 use crate::state::{Peer, PeerEndpoint};
-use crate::types::{Endpoint, NodeId, PresharedKey, PublicKey};
+use crate::types::{AllowedIps, Endpoint, NodeId, PresharedKey, PublicKey};
 
 use super::super::wire::{self, Raw};
 use super::{Refusals, Sifted, mesh_ip, name_of, network};
@@ -43,7 +43,7 @@ pub fn peer(text: &str) -> Result<Peer, String> {
         mesh_ip: mesh_ip(&peer.mesh_ip)?,
         endpoint: endpoint(peer.endpoint.as_deref())?,
         allowed_ips: allowed_ips
-            .collect::<Result<BTreeSet<_>, _>>()
+            .collect::<Result<AllowedIps, _>>()
             .map_err(|error| format!("allowed_ips: {error}"))?,
         psk: psk("psk", peer.psk.as_ref())?,
     })

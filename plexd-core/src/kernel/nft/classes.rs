@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::data::Data;
 use super::layout::{address_bytes, address_type, class_bytes, class_type};
-use super::maps::{At, Element, Kind, Place, Stored};
+use super::maps::{At, Element, Extra, Kind, Place, Stored};
 use super::numbers::{ELEMENT_IS_END, SET_IS_INTERVAL, SET_IS_MAP};
 use crate::policy::table::{Classes, Family};
 
@@ -29,11 +29,12 @@ pub(super) fn stored(classes: &Classes) -> Stored<'_> {
         key_length,
         data_type: class_type(classes.family),
         data_length: 4 + key_length,
+        extra: Extra::Nothing,
     };
     let key_type = address_type(classes.family);
     let rest = Element::rest(Data::Value(class_bytes(classes.rest)));
     let elements = intervals(classes).flat_map(elements).chain([rest]);
-    Stored { name: &classes.name, kind, key_type, size: None, counts: false, elements: Box::new(elements) }
+    Stored { name: &classes.name, kind, key_type, size: None, elements: Box::new(elements) }
 }
 
 /// Returns the intervals in order; starts that do not begin another class begin nothing.
@@ -54,11 +55,13 @@ fn elements<'a>(interval: Interval) -> impl Iterator<Item = Element<'a>> {
         at: At::Start(first),
         place: Place { key: address_bytes(first), flags: 0 },
         data: Some(Data::Value(class_bytes(class))),
+        rule: None,
     };
     let end = end.map(|end| Element {
         at: At::End(end),
         place: Place { key: address_bytes(end), flags: ELEMENT_IS_END },
         data: None,
+        rule: None,
     });
     [start].into_iter().chain(end)
 }

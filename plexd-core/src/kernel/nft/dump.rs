@@ -1,73 +1,149 @@
-//! The table as the kernel has it: read back whole, compared with what it should be, its counters collected. The other
-//! tables' chains that older kernels list along are skipped unread.
+//! The table as the kernel has it, read back whole, however often others change tables of theirs meanwhile. Those are
+//! skipped unread where older kernels list them along. What it should be is not known here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 
 use super::data::Data;
-use super::encode::{Carried, hook_number, ours};
-use super::expression::{Expression, expressions};
-use super::maps::{self, Kind, Place, Stored};
-use super::numbers::{DATA_IS_VERDICT, OBJECT_IS_COUNTER, attribute, message};
-use super::socket::Channel;
+use super::encode::ours;
+use super::maps::{Extra, Kind, Place};
+use super::numbers::{
+    CHAIN_IS_BOUND, DATA_IS_VERDICT, OBJECT_IS_COUNTER, SET_IS_ANONYMOUS, attribute, message,
+};
+use super::socket::{Channel, Listed};
 use super::wire::{Attributes, Message, Reader};
-use crate::kernel::{Count, Counters, ObservedTable};
+use crate::kernel::Count;
 use crate::policy::Table;
-use crate::policy::table::{Chain, Expr};
 
-/// How often to begin again when somebody changes something while we read.
+/// How often to begin again when somebody changes our table while we read it.
 const ATTEMPTS: usize = 10;
+/// How often to list objects again that changes of other tables may have made the kernel leave out.
+const LISTINGS: usize = 100;
+/// How often to list what only changes of our own table can have made it leave out.
+const OWN_LISTINGS: usize = 3;
+
+/// Among what the kernel counts objects that it lists, to go on where it was.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    /// Among those of our table, or of one map of it: changes of other tables do not matter.
+    Own,
+    /// Among those of all tables of the family.
+    All,
+}
 
 /// The table as it is.
 #[derive(Debug, Default)]
 pub(super) struct Dump {
-    flags: u32,
-    chains: BTreeMap<String, DumpedChain>,
-    maps: BTreeMap<String, DumpedMap>,
-    counters: BTreeMap<String, Count>,
-    /// Objects that are no counters.
-    strange: Vec<String>,
+    /// What it is made of.
+    pub(super) frame: Frame,
+    /// What is in its maps, by their names.
+    pub(super) elements: BTreeMap<String, Elements>,
 }
+
+/// All of a table but the elements of its maps.
+#[derive(Debug, Default)]
+pub(super) struct Frame {
+    /// `NFT_TABLE_F_*`.
+    pub(super) flags: u32,
+    handle: Handle,
+    /// Chains by name.
+    pub(super) chains: BTreeMap<String, DumpedChain>,
+    /// Rules by the name of their chain.
+    rules: BTreeMap<String, Vec<DumpedRule>>,
+    /// Maps, and sets, by name.
+    pub(super) maps: BTreeMap<String, DumpedMap>,
+    /// Objects by type (`NFT_OBJECT_*`) and name.
+    pub(super) objects: BTreeMap<(u32, String), DumpedObject>,
+    /// Flowtables by name.
+    pub(super) flowtables: BTreeMap<String, Handle>,
+}
+
+/// What the kernel calls an object of a table: no two of one table have ever had the same.
+pub(super) type Handle = Option<u64>;
 
 #[derive(Debug, Default, PartialEq, Eq)]
-struct DumpedChain {
+pub(super) struct DumpedChain {
+    handle: Handle,
     /// Hook, priority, policy and type, of a base chain.
-    base: Option<(u32, i32, i32, String)>,
-    rules: Vec<Vec<DumpedExpression>>,
+    pub(super) base: Option<(u32, i32, i32, String)>,
+    /// Whether it belongs to a rule, and goes with it.
+    pub(super) is_bound: bool,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct DumpedExpression {
-    name: String,
-    attributes: BTreeMap<u16, Value>,
+/// A rule, as its expressions.
+#[derive(Debug, Default)]
+pub(super) struct DumpedRule {
+    handle: Handle,
+    /// In order.
+    pub(super) expressions: Vec<DumpedExpression>,
+}
+
+#[derive(Debug)]
+pub(super) struct DumpedExpression {
+    pub(super) name: String,
+    pub(super) attributes: BTreeMap<u16, Value>,
     /// What a `counter` has counted; not part of what it is.
-    count: Count,
+    pub(super) count: Count,
 }
 
 /// The value of an attribute, such that equal values are equal.
 #[derive(Debug, PartialEq, Eq)]
-enum Value {
+pub(super) enum Value {
     Bytes(Vec<u8>),
     Data(Option<Data>),
 }
 
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct DumpedMap {
+    handle: Handle,
+    pub(super) kind: Kind,
+}
+
+impl DumpedMap {
+    /// Returns whether it belongs to a rule, and goes with it.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.kind.flags & SET_IS_ANONYMOUS != 0
+    }
+}
+
 #[derive(Debug, Default)]
-struct DumpedMap {
-    kind: Kind,
-    /// What each element says, and what it has counted.
-    elements: BTreeMap<Place, (Option<Data>, Count)>,
+pub(super) struct DumpedObject {
+    handle: Handle,
+    /// What a counter has counted.
+    pub(super) count: Count,
+}
+
+/// The elements of a map.
+pub(super) type Elements = BTreeMap<Place, DumpedElement>;
+
+/// An element of a map.
+#[derive(Debug, Default)]
+pub(super) struct DumpedElement {
+    /// What it says.
+    pub(super) data: Option<Data>,
+    /// What it does besides.
+    pub(super) extra: Extra,
+    /// What it has counted.
+    pub(super) count: Count,
 }
 
 impl Dump {
     /// Reads the table; `None` if there is none.
+    ///
+    /// What is read was there at one time, also where others changed tables of theirs meanwhile; where they changed elements
+    /// of our maps, those may be of before and of after it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::ResourceBusy`] if our table itself is changed all the time.
     pub(super) fn read(channel: &mut Channel) -> io::Result<Option<Self>> {
         for _ in 0..ATTEMPTS {
-            let before = generation(channel)?;
             match Self::read_once(channel) {
-                Ok(dump) if generation(channel)? == before => return Ok(dump),
-                // Somebody changed something: what was read may not fit together, or was no longer there.
-                Ok(_) => {}
-                Err(_) if generation(channel)? != before => {}
+                Ok(Reading::Whole(dump)) => return Ok(Some(dump)),
+                Ok(Reading::Absent) => return Ok(None),
+                Ok(Reading::Changed) => {}
+                // What was listed was no longer there when it was asked for, or listing came to no end.
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::Interrupted) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -77,191 +153,203 @@ impl Dump {
         ))
     }
 
-    fn read_once(channel: &mut Channel) -> io::Result<Option<Self>> {
-        let flags = channel.get(message::GETTABLE, &ours(), |answer| {
-            answer.attributes().u32(attribute::TABLE_FLAGS).or(Some(0))
-        })?;
-        let Some(flags) = flags else { return Ok(None) };
-        let mut dump = Self { flags, ..Self::default() };
-        let mine = |read: Reader<'_>| read.text(attribute::TABLE).as_deref() == Some(Table::NAME);
-        let mut each = |kind: u16, add: &mut dyn FnMut(Reader<'_>)| {
-            channel.dump(kind, &ours(), |answer: &Message<'_>| {
-                if mine(answer.attributes()) {
-                    add(answer.attributes());
-                }
-            })
-        };
-        each(message::GETCHAIN, &mut |chain| dump.add_chain(chain))?;
-        each(message::GETRULE, &mut |rule| dump.add_rule(rule))?;
-        each(message::GETOBJ, &mut |object| dump.add_object(object))?;
-        each(message::GETSET, &mut |set| dump.add_map(set))?;
-        for (name, map) in &mut dump.maps {
-            let mut request = ours();
-            request.text(attribute::SET_NAME, name);
-            channel.dump(message::GETSETELEM, &request, |answer| map.add_entries(answer.attributes()))?;
+    fn read_once(channel: &mut Channel) -> io::Result<Reading> {
+        let before = generation(channel)?;
+        let Some(frame) = Frame::read(channel)? else { return Ok(Reading::Absent) };
+        let mut elements = BTreeMap::new();
+        for name in frame.maps.keys() {
+            elements.insert(name.clone(), read_elements(channel, name)?);
         }
-        Ok(Some(dump))
+        // A change of another table changes the number, too.
+        let is_whole =
+            generation(channel)? == before || Frame::read(channel)?.is_some_and(|now| now.is_still(&frame));
+        Ok(if is_whole { Reading::Whole(Self { frame, elements }) } else { Reading::Changed })
     }
 
-    fn add_chain(&mut self, chain: Reader<'_>) {
-        let hook = chain.get(attribute::CHAIN_HOOK).map(Reader);
-        let base = hook.map(|hook| {
-            let number = |read: Reader<'_>, kind| read.u32(kind).unwrap_or_default();
-            (
-                number(hook, attribute::HOOK_NUMBER),
-                number(hook, attribute::HOOK_PRIORITY).cast_signed(),
-                number(chain, attribute::CHAIN_POLICY).cast_signed(),
-                chain.text(attribute::CHAIN_TYPE).unwrap_or_default(),
-            )
-        });
-        self.chains.entry(chain.text(attribute::CHAIN_NAME).unwrap_or_default()).or_default().base = base;
-    }
-
-    fn add_rule(&mut self, rule: Reader<'_>) {
-        let chain = self.chains.entry(rule.text(attribute::RULE_CHAIN).unwrap_or_default()).or_default();
-        let expressions = rule.within(attribute::RULE_EXPRESSIONS);
-        chain
-            .rules
-            .push(expressions.iter().map(|(_, element)| DumpedExpression::parse(Reader(element))).collect());
-    }
-
-    fn add_object(&mut self, object: Reader<'_>) {
-        let name = object.text(attribute::OBJECT_NAME).unwrap_or_default();
-        if object.u32(attribute::OBJECT_TYPE) == Some(OBJECT_IS_COUNTER) {
-            self.counters.insert(name, count(object.within(attribute::OBJECT_DATA)));
-        } else {
-            self.strange.push(name);
-        }
-    }
-
-    fn add_map(&mut self, set: Reader<'_>) {
-        let number = |kind| set.u32(kind).unwrap_or_default();
-        let data_type = number(attribute::SET_DATA_TYPE);
-        let kind = Kind {
-            flags: number(attribute::SET_FLAGS),
-            key_length: number(attribute::SET_KEY_LEN),
-            data_type,
-            data_length: if data_type == DATA_IS_VERDICT { 0 } else { number(attribute::SET_DATA_LEN) },
-        };
-        let name = set.text(attribute::SET_NAME).unwrap_or_default();
-        self.maps.insert(name, DumpedMap { kind, elements: BTreeMap::new() });
-    }
-
-    /// Compares with what should be.
-    pub(super) fn compare(&self, expected: &Table) -> ObservedTable {
-        match self.difference(expected) {
-            Some(what) => ObservedTable::Differs { what },
-            None => ObservedTable::Same { counters: self.counters(expected) },
-        }
-    }
-
-    fn difference(&self, expected: &Table) -> Option<String> {
-        if self.flags != 0 {
-            return Some("the table is switched off, or has another owner".to_owned());
-        }
-        let chains = || expected.chains.iter().map(|chain| &chain.name);
-        let classes = || expected.classes.iter().map(|classes| &classes.name);
-        let maps = || expected.maps.iter().map(|map| &map.name).chain(classes());
-        names("chain", chains(), self.chains.keys())
-            .or_else(|| names("map", maps(), self.maps.keys()))
-            .or_else(|| names("counter", expected.counters.iter(), self.counters.keys()))
-            .or_else(|| self.strange.first().map(|name| format!("object {name} was added")))
-            .or_else(|| self.chain_difference(expected))
-            .or_else(|| self.map_difference(expected))
-    }
-
-    /// Returns whether everything is there that `expected` has outside of chains' rules, of chains that nothing but rules
-    /// leads to, and of maps: the table itself, where the kernel calls it, and counters.
-    pub(super) fn has_frame_of(&self, expected: &Table) -> bool {
-        let there = self.chains.iter().filter_map(|(name, chain)| Some((name, chain.base.clone()?)));
-        let wanted: BTreeMap<_, _> =
-            expected.chains.iter().filter_map(|chain| Some((&chain.name, base(chain)?))).collect();
-        self.flags == 0
-            && self.strange.is_empty()
-            && there.eq(wanted)
-            && self.counters.keys().eq(expected.counters.iter().collect::<BTreeSet<_>>())
-    }
-
-    /// Returns the names of chains that only rules and entries lead to.
-    pub(super) fn regular_chains(&self) -> impl Iterator<Item = &String> {
-        self.chains.iter().filter(|(_, chain)| chain.base.is_none()).map(|(name, _)| name)
-    }
-
-    /// Returns the names of maps.
-    pub(super) fn maps(&self) -> impl Iterator<Item = &String> {
-        self.maps.keys()
-    }
-
-    fn chain_difference(&self, expected: &Table) -> Option<String> {
-        for chain in &expected.chains {
-            let name = &chain.name;
-            let Some(found) = self.chains.get(name) else { continue };
-            if found.base != base(chain) {
-                return Some(format!("chain {name} has another hook, priority or policy"));
-            }
-            if found.rules.len() != chain.rules.len() {
-                let (found, expected) = (found.rules.len(), chain.rules.len());
-                return Some(format!("chain {name} has {found} rules instead of {expected}"));
-            }
-            for (number, (rule, found)) in chain.rules.iter().zip(&found.rules).enumerate() {
-                if !same_rule(&expressions(expected, rule), found) {
-                    return Some(format!("rule {} of chain {name} is another", number + 1));
-                }
-            }
-        }
-        None
-    }
-
-    fn map_difference(&self, expected: &Table) -> Option<String> {
-        let mut maps = maps::of(expected).filter_map(|map| self.maps.get(map.name).map(|found| (map, found)));
-        maps.find_map(|(map, found)| found.difference(map))
-    }
-
-    /// Collects what was counted; only of a table that is the expected one.
-    fn counters(&self, expected: &Table) -> Counters {
-        let mut rules: BTreeMap<usize, Count> = BTreeMap::new();
-        let mut add = |rule: usize, count: Count| {
-            let sum = rules.entry(rule).or_default();
-            sum.packets += count.packets;
-            sum.bytes += count.bytes;
-        };
-        for map in &expected.maps {
-            let Some(found) = self.maps.get(&map.name) else { continue };
-            for (key, entry) in &map.entries {
-                if let Some((_, count)) = found.elements.get(&Place::of(key, map)) {
-                    add(entry.rule, *count);
-                }
-            }
-        }
-        for chain in &expected.chains {
-            let Some(found) = self.chains.get(&chain.name) else { continue };
-            for (rule, found) in chain.rules.iter().zip(&found.rules) {
-                for expr in rule {
-                    if let Expr::CountRule(position) = expr {
-                        add(*position, rule_count(found));
-                    }
-                }
-            }
-        }
-        Counters { named: self.counters.clone(), rules }
+    /// Returns the rules of a chain.
+    pub(super) fn rules(&self, chain: &str) -> &[DumpedRule] {
+        self.frame.rules.get(chain).map(Vec::as_slice).unwrap_or_default()
     }
 }
 
-impl Carried for Dump {
-    fn named(&self, counter: &str) -> Count {
-        self.counters.get(counter).copied().unwrap_or_default()
+/// What came of an attempt to read.
+enum Reading {
+    Whole(Dump),
+    Absent,
+    /// Somebody changed our table meanwhile.
+    Changed,
+}
+
+impl Frame {
+    fn read(channel: &mut Channel) -> io::Result<Option<Self>> {
+        let table = channel.get(message::GETTABLE, &ours(), |answer| {
+            let table = answer.attributes();
+            Some((table.u32(attribute::TABLE_FLAGS).unwrap_or(0), table.u64(attribute::TABLE_HANDLE)))
+        })?;
+        let Some((flags, handle)) = table else { return Ok(None) };
+        Ok(Some(Self {
+            flags,
+            handle,
+            chains: list(channel, message::GETCHAIN, Counted::All, add_chain)?,
+            rules: list(channel, message::GETRULE, Counted::Own, add_rule)?,
+            objects: list(channel, message::GETOBJ, Counted::All, add_object)?,
+            maps: list(channel, message::GETSET, Counted::Own, add_map)?,
+            flowtables: list(channel, message::GETFLOWTABLE, Counted::All, add_flowtable)?,
+        }))
     }
 
-    fn entry(&self, map: &str, place: &Place, verdict: &Data) -> Count {
-        let entry = self.maps.get(map).and_then(|map| map.elements.get(place));
-        let same = entry.filter(|(data, _)| data.as_ref() == Some(verdict));
-        same.map(|(_, count)| *count).unwrap_or_default()
+    /// Returns whether nothing was changed since `before`. A rule is never another without another handle.
+    pub(super) fn is_still(&self, before: &Self) -> bool {
+        self.flags == before.flags
+            && self.chains == before.chains
+            && self.maps == before.maps
+            && self.flowtables == before.flowtables
+            && self.handles().eq(before.handles())
     }
 
-    fn rule(&self, chain: &str, rule: &[Expression]) -> Count {
-        let rules = self.chains.get(chain).map(|chain| &chain.rules);
-        let same = rules.into_iter().flatten().find(|found| same_rule(rule, found));
-        same.map(|found| rule_count(found)).unwrap_or_default()
+    fn handles(&self) -> impl Iterator<Item = Handle> {
+        let rules = self.rules.values().flatten().map(|rule| rule.handle);
+        let objects = self.objects.values().map(|object| object.handle);
+        [self.handle].into_iter().chain(rules).chain(objects)
+    }
+}
+
+/// Lists all objects of a kind that are in our table.
+fn list<T: Default>(
+    channel: &mut Channel,
+    kind: u16,
+    counted: Counted,
+    add: fn(&mut T, Reader<'_>),
+) -> io::Result<T> {
+    listed(channel, (kind, counted), &ours(), |list, answer| {
+        if answer.attributes().text(attribute::TABLE).as_deref() == Some(Table::NAME) {
+            add(list, answer.attributes());
+        }
+    })
+}
+
+/// Lists objects of a kind, again while changes came in between.
+///
+/// # Errors
+/// [`io::ErrorKind::Interrupted`] if some may be missing.
+fn listed<T: Default>(
+    channel: &mut Channel,
+    (kind, counted): (u16, Counted),
+    request: &Attributes,
+    add: impl Fn(&mut T, &Message<'_>),
+) -> io::Result<T> {
+    let most = if counted == Counted::Own { OWN_LISTINGS } else { LISTINGS };
+    for attempt in 1..=most {
+        let mut list = T::default();
+        let outcome = channel.dump(kind, request, |answer| add(&mut list, answer))?;
+        // Changes of our own table are found out in other ways.
+        if outcome == Listed::Undisturbed || (counted == Counted::Own && attempt == most) {
+            return Ok(list);
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
+}
+
+/// Lists the elements of a map. Of changes that were made to them meanwhile the [`Monitor`](super::Monitor) tells.
+fn read_elements(channel: &mut Channel, map: &str) -> io::Result<Elements> {
+    let mut request = ours();
+    request.text(attribute::SET_NAME, map);
+    let kind = (message::GETSETELEM, Counted::Own);
+    listed(channel, kind, &request, |elements, answer| add_elements(elements, answer.attributes()))
+}
+
+fn add_chain(chains: &mut BTreeMap<String, DumpedChain>, chain: Reader<'_>) {
+    let hook = chain.get(attribute::CHAIN_HOOK).map(Reader);
+    let base = hook.map(|hook| {
+        let number = |read: Reader<'_>, kind| read.u32(kind).unwrap_or_default();
+        (
+            number(hook, attribute::HOOK_NUMBER),
+            number(hook, attribute::HOOK_PRIORITY).cast_signed(),
+            number(chain, attribute::CHAIN_POLICY).cast_signed(),
+            chain.text(attribute::CHAIN_TYPE).unwrap_or_default(),
+        )
+    });
+    let flags = chain.u32(attribute::CHAIN_FLAGS).unwrap_or_default();
+    let handle = chain.u64(attribute::CHAIN_HANDLE);
+    let found = DumpedChain { handle, base, is_bound: flags & CHAIN_IS_BOUND != 0 };
+    chains.insert(chain.text(attribute::CHAIN_NAME).unwrap_or_default(), found);
+}
+
+fn add_rule(rules: &mut BTreeMap<String, Vec<DumpedRule>>, rule: Reader<'_>) {
+    let expressions = rule.within(attribute::RULE_EXPRESSIONS);
+    let expressions = expressions.iter().map(|(_, element)| DumpedExpression::parse(Reader(element)));
+    let found = DumpedRule { handle: rule.u64(attribute::RULE_HANDLE), expressions: expressions.collect() };
+    rules.entry(rule.text(attribute::RULE_CHAIN).unwrap_or_default()).or_default().push(found);
+}
+
+fn add_object(objects: &mut BTreeMap<(u32, String), DumpedObject>, object: Reader<'_>) {
+    let name = object.text(attribute::OBJECT_NAME).unwrap_or_default();
+    let kind = object.u32(attribute::OBJECT_TYPE).unwrap_or_default();
+    let count = if kind == OBJECT_IS_COUNTER {
+        count(object.within(attribute::OBJECT_DATA))
+    } else {
+        Count::default()
+    };
+    let handle = object.u64(attribute::OBJECT_HANDLE);
+    objects.insert((kind, name), DumpedObject { handle, count });
+}
+
+fn add_map(maps: &mut BTreeMap<String, DumpedMap>, set: Reader<'_>) {
+    let number = |kind| set.u32(kind).unwrap_or_default();
+    let data_type = number(attribute::SET_DATA_TYPE);
+    let kind = Kind {
+        flags: number(attribute::SET_FLAGS),
+        key_length: number(attribute::SET_KEY_LEN),
+        data_type,
+        data_length: if data_type == DATA_IS_VERDICT { 0 } else { number(attribute::SET_DATA_LEN) },
+        extra: extra(set, attribute::SET_EXPR, attribute::SET_EXPRESSIONS).0,
+    };
+    let handle = set.u64(attribute::SET_HANDLE);
+    maps.insert(set.text(attribute::SET_NAME).unwrap_or_default(), DumpedMap { handle, kind });
+}
+
+fn add_flowtable(flowtables: &mut BTreeMap<String, Handle>, flowtable: Reader<'_>) {
+    let name = flowtable.text(attribute::FLOWTABLE_NAME).unwrap_or_default();
+    flowtables.insert(name, flowtable.u64(attribute::FLOWTABLE_HANDLE));
+}
+
+fn add_elements(elements: &mut Elements, message: Reader<'_>) {
+    for (_, element) in message.within(attribute::ELEMENTS).iter() {
+        let element = Reader(element);
+        let key = element.within(attribute::ELEMENT_KEY).get(attribute::DATA_VALUE).unwrap_or_default();
+        let flags = element.u32(attribute::ELEMENT_FLAGS).unwrap_or_default();
+        let data = Data::parse(element.within(attribute::ELEMENT_DATA));
+        let (stateful, count) = extra(element, attribute::ELEMENT_EXPR, attribute::ELEMENT_EXPRESSIONS);
+        let is_more = element.iter().any(|(kind, _)| {
+            matches!(
+                kind,
+                attribute::ELEMENT_TIMEOUT | attribute::ELEMENT_OBJREF | attribute::ELEMENT_KEY_END
+            )
+        });
+        let extra = if is_more { Extra::Other } else { stateful };
+        elements.insert(Place { key: key.to_vec(), flags }, DumpedElement { data, extra, count });
+    }
+}
+
+/// Returns what is done by the expressions of an element, or of each element of a map: the attribute for one of them, and
+/// the one for a list. With what was counted.
+fn extra(of: Reader<'_>, one: u16, several: u16) -> (Extra, Count) {
+    let listed = of.within(several);
+    let mut expressions =
+        of.get(one).map(Reader).into_iter().chain(listed.iter().map(|(_, expression)| Reader(expression)));
+    let Some(first) = expressions.next() else { return (Extra::Nothing, Count::default()) };
+    if expressions.next().is_none() && first.get(attribute::EXPR_NAME) == Some(b"counter\0") {
+        (Extra::Counter, count(first.within(attribute::EXPR_DATA)))
+    } else {
+        (Extra::Other, Count::default())
+    }
+}
+
+impl DumpedRule {
+    /// Returns what its counter has counted.
+    pub(super) fn count(&self) -> Count {
+        let counter = self.expressions.iter().find(|expression| expression.name == "counter");
+        counter.map(|counter| counter.count).unwrap_or_default()
     }
 }
 
@@ -275,61 +363,8 @@ impl DumpedExpression {
     }
 }
 
-impl DumpedMap {
-    fn add_entries(&mut self, message: Reader<'_>) {
-        for (_, element) in message.within(attribute::ELEMENTS).iter() {
-            let element = Reader(element);
-            let key = element.within(attribute::ELEMENT_KEY).get(attribute::DATA_VALUE).unwrap_or_default();
-            let flags = element.u32(attribute::ELEMENT_FLAGS).unwrap_or_default();
-            let data = Data::parse(element.within(attribute::ELEMENT_DATA));
-            let counter = element.within(attribute::ELEMENT_EXPR).within(attribute::EXPR_DATA);
-            self.elements.insert(Place { key: key.to_vec(), flags }, (data, count(counter)));
-        }
-    }
-
-    /// Says what is not as it should be.
-    fn difference(&self, expected: Stored<'_>) -> Option<String> {
-        let name = expected.name;
-        if self.kind != expected.kind {
-            return Some(format!("map {name} is of another type"));
-        }
-        let mut places = Vec::new();
-        for element in expected.elements {
-            let Some((data, _)) = self.elements.get(&element.place) else {
-                return Some(format!("map {name} has no entry for {}", element.at));
-            };
-            if *data != element.data {
-                return Some(format!("map {name} has another entry for {}", element.at));
-            }
-            places.push(element.place);
-        }
-        if places.len() == self.elements.len() {
-            return None;
-        }
-        let places = BTreeSet::from_iter(places);
-        let added = self.elements.keys().find(|place| !places.contains(place));
-        added.map(|place| format!("map {name} has an entry too many, for {}", place.shown(expected.kind)))
-    }
-}
-
-/// Hook, priority, policy and type of a base chain.
-fn base(chain: &Chain) -> Option<(u32, i32, i32, String)> {
-    chain.hook.map(|hook| (hook_number(hook), 0, 1, "filter".to_owned()))
-}
-
-/// Returns whether a rule is the expected one. Attributes that we did not send are not looked at: newer kernels may tell
-/// more, and what gives an expression its meaning we always send.
-fn same_rule(expected: &[Expression], found: &[DumpedExpression]) -> bool {
-    let same = |expected: &Expression, found: &DumpedExpression| {
-        let wanted = attributes(expected.name, Reader(expected.data.as_slice()));
-        expected.name == found.name
-            && wanted.iter().all(|(kind, value)| found.attributes.get(kind) == Some(value))
-    };
-    expected.len() == found.len() && expected.iter().zip(found).all(|(expected, found)| same(expected, found))
-}
-
 /// Returns the attributes of an expression in a form that can be compared; none of a counter, which has only counts.
-fn attributes(name: &str, data: Reader<'_>) -> BTreeMap<u16, Value> {
+pub(super) fn attributes(name: &str, data: Reader<'_>) -> BTreeMap<u16, Value> {
     let holds_data = |kind: u16| {
         matches!(
             (name, kind),
@@ -344,24 +379,9 @@ fn attributes(name: &str, data: Reader<'_>) -> BTreeMap<u16, Value> {
     data.iter().filter(|_| name != "counter").map(|(kind, bytes)| (kind, value(kind, bytes))).collect()
 }
 
-fn rule_count(rule: &[DumpedExpression]) -> Count {
-    rule.iter().find(|expression| expression.name == "counter").map(|e| e.count).unwrap_or_default()
-}
-
 fn count(data: Reader<'_>) -> Count {
     let number = |kind| data.u64(kind).unwrap_or_default();
     Count { packets: number(attribute::COUNTER_PACKETS), bytes: number(attribute::COUNTER_BYTES) }
-}
-
-/// Says which names are missing or too many.
-fn names<'a>(
-    kind: &str,
-    expected: impl Iterator<Item = &'a String>,
-    found: impl Iterator<Item = &'a String>,
-) -> Option<String> {
-    let (wanted, there): (BTreeSet<_>, BTreeSet<_>) = (expected.collect(), found.collect());
-    let missing = wanted.difference(&there).next().map(|name| format!("{kind} {name} is missing"));
-    missing.or_else(|| there.difference(&wanted).next().map(|name| format!("{kind} {name} was added")))
 }
 
 /// Returns the number of the ruleset, which every change raises.
@@ -370,3 +390,6 @@ fn generation(channel: &mut Channel) -> io::Result<Option<u32>> {
         answer.attributes().u32(attribute::GENERATION_ID)
     })
 }
+
+#[cfg(test)]
+mod tests;

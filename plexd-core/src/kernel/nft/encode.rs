@@ -1,9 +1,10 @@
 //! A table's objects as nftables messages: counters, chains, maps with their elements, rules. What rules are made of is in
 //! `expression`, what is in maps in `maps`.
 
-use super::data::{Data, value};
+use super::carry::Carried;
+use super::data::value;
 use super::expression::{Expression, counts, named};
-use super::maps::{Element, Place, Stored};
+use super::maps::{Element, Extra, Place, Stored};
 use super::numbers::{ELEMENT_IS_END, OBJECT_IS_COUNTER, attribute, message};
 use super::wire::{Attributes, NLM_F_APPEND, NLM_F_CREATE};
 use crate::kernel::Count;
@@ -17,16 +18,6 @@ const POLICY_ACCEPT: u32 = 1;
 
 /// Bytes of elements in one message; an attribute holds 64 KiB at most.
 const ELEMENTS_PER_MESSAGE: usize = 48 * 1024;
-
-/// What a new table's counters begin with.
-pub(super) trait Carried {
-    /// Returns what the named counter is to begin with.
-    fn named(&self, counter: &str) -> Count;
-    /// Returns what the entry of a map is to begin with.
-    fn entry(&self, map: &str, place: &Place, verdict: &Data) -> Count;
-    /// Returns what a counting rule is to begin with.
-    fn rule(&self, chain: &str, rule: &[Expression]) -> Count;
-}
 
 /// A message to send: type, flags, attributes.
 pub(super) type Request = (u16, u16, Attributes);
@@ -67,6 +58,20 @@ pub(super) fn no_chain(name: &str) -> Request {
     let mut attributes = ours();
     attributes.text(attribute::CHAIN_NAME, name);
     (message::DELCHAIN, 0, attributes)
+}
+
+/// Returns the message that removes an object of this type that no rule or entry uses any more.
+pub(super) fn no_object(kind: u32, name: &str) -> Request {
+    let mut attributes = ours();
+    attributes.text(attribute::OBJECT_NAME, name).u32(attribute::OBJECT_TYPE, kind);
+    (message::DELOBJ, 0, attributes)
+}
+
+/// Returns the message that removes a flowtable that no rule uses any more.
+pub(super) fn no_flowtable(name: &str) -> Request {
+    let mut attributes = ours();
+    attributes.text(attribute::FLOWTABLE_NAME, name);
+    (message::DELFLOWTABLE, 0, attributes)
 }
 
 /// Returns the message that makes a counter.
@@ -122,7 +127,7 @@ pub(super) fn map(map: &Stored<'_>, id: u32) -> Request {
         description.u32(attribute::DESC_SIZE, size);
         attributes.nest(attribute::SET_DESC, &description);
     }
-    if map.counts {
+    if map.kind.extra == Extra::Counter {
         attributes.nest(attribute::SET_EXPR, &named("counter", &counts(Count::default())));
     }
     (message::NEWSET, NLM_F_CREATE, attributes)
@@ -133,17 +138,18 @@ pub(super) fn map(map: &Stored<'_>, id: u32) -> Request {
 pub(super) fn elements<'a>(
     map: Stored<'a>,
     id: u32,
-    carried: &'a dyn Carried,
-) -> impl Iterator<Item = Request> + use<'a> {
-    let Stored { name, counts, elements, .. } = map;
+    table: &'a Table,
+    carried: &mut Carried<'a>,
+) -> impl Iterator<Item = Request> {
+    let Stored { name, kind, elements, .. } = map;
     let mut left = elements.peekable();
     let is_end = |element: &Element<'_>| element.place.flags == ELEMENT_IS_END;
     std::iter::from_fn(move || {
         let mut list = Attributes::default();
         while let Some(next) = left.next_if(|next| list.len() < ELEMENTS_PER_MESSAGE || is_end(next)) {
             // An element that is not said to count gets a counter of its own all the same, if the map has them.
-            let data = next.data.as_ref().filter(|_| counts && next.place.flags == 0);
-            let count = data.map(|data| carried.entry(name, &next.place, data));
+            let counts = kind.extra == Extra::Counter && next.place.flags == 0;
+            let count = counts.then(|| carried.entry(table, name, &next));
             list.nest(attribute::LIST_ELEMENT, &element(&next, count));
         }
         (list.len() > 0).then(|| {

@@ -22,8 +22,6 @@ pub(super) struct Stored<'a> {
     pub(super) key_type: u32,
     /// How many entries it has room for; without bound if this is not said.
     pub(super) size: Option<u32>,
-    /// Whether each of its elements counts what it decides.
-    pub(super) counts: bool,
     /// What is in it, in the order of its keys.
     pub(super) elements: Box<dyn Iterator<Item = Element<'a>> + 'a>,
 }
@@ -39,6 +37,21 @@ pub(super) struct Kind {
     pub(super) data_type: u32,
     /// Bytes of the data; 0 for verdicts, whose length is the kernel's business.
     pub(super) data_length: u32,
+    /// What each of its elements does besides.
+    pub(super) extra: Extra,
+}
+
+/// What an element does beside saying something, each time it is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Extra {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// It counts.
+    Counter,
+    /// Something else, by which a packet may also be as if it had not been found; or it is found no longer after a time, or
+    /// for more than its key. None of ours does.
+    Other,
 }
 
 /// An element of a map.
@@ -49,6 +62,8 @@ pub(super) struct Element<'a> {
     pub(super) place: Place,
     /// What it says; an end says nothing.
     pub(super) data: Option<Data>,
+    /// The rule that it is of, by its position among all rules; classes are of none.
+    pub(super) rule: Option<usize>,
 }
 
 /// Where an element of a map is: no two are in the same place.
@@ -88,7 +103,7 @@ impl Element<'_> {
     /// Returns the element that stands for all that has none.
     pub(super) fn rest(data: Data) -> Self {
         let place = Place { key: Vec::new(), flags: ELEMENT_IS_REST };
-        Self { at: At::Rest, place, data: Some(data) }
+        Self { at: At::Rest, place, data: Some(data), rule: None }
     }
 }
 
@@ -137,6 +152,7 @@ fn verdicts(map: &Map, is_passed_over: bool) -> Stored<'_> {
         at: At::Key(key),
         place: Place::of(key, map),
         data: Some(Data::from(&entry.verdict)),
+        rule: entry.rule,
     });
     let rest = is_passed_over.then(|| Element::rest(Data::CONTINUE));
     Stored {
@@ -146,10 +162,10 @@ fn verdicts(map: &Map, is_passed_over: bool) -> Stored<'_> {
             key_length: layout.key_length(),
             data_type: DATA_IS_VERDICT,
             data_length: 0,
+            extra: Extra::Counter,
         },
         key_type: layout.key_type(),
         size: Some(size),
-        counts: true,
         elements: Box::new(entries.chain(rest)),
     }
 }

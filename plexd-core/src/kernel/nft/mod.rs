@@ -2,9 +2,12 @@
 //! and read back whole. No other table is changed.
 //!
 //! - `wire`: bytes; `encode`, `expression`, `maps`, `classes`, `layout`, `data`: our table as messages
-//! - `socket`: requests and transactions; `dump`: what is there; [`Monitor`]: whether others changed it
+//! - `socket`: requests and transactions; `dump`, `compare`: what is there; `carry`: what was counted; [`Monitor`]: whether
+//!   others changed it
 
+mod carry;
 mod classes;
+mod compare;
 mod data;
 mod dump;
 mod encode;
@@ -23,8 +26,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use async_trait::async_trait;
 use nix::libc;
 
+use self::carry::Carried;
 use self::dump::Dump;
-use self::encode::Carried;
 use self::socket::{Channel, Refusal, Transaction};
 use super::{Applied, Firewall, KernelError, ObservedTable};
 use crate::policy::Table;
@@ -42,7 +45,12 @@ struct State {
     channel: Channel,
     /// Whether the table in place had to do without its logging rules.
     applied: Applied,
+    /// What was there last, as far as this process knows: what the counters in it are for.
+    known: Option<Table>,
 }
+
+/// How often to try again to replace what is in the table when somebody changes it meanwhile.
+const ATTEMPTS: usize = 3;
 
 impl NfTables {
     /// Opens the socket in the network namespace of the calling thread.
@@ -51,7 +59,7 @@ impl NfTables {
     /// The kernel has no nftables, or the process may not use them.
     pub fn new() -> Result<Self, KernelError> {
         let channel = Channel::open().map_err(|error| failure("open", "nftables", error))?;
-        Ok(Self { state: Arc::new(Mutex::new(State { channel, applied: Applied::Complete })) })
+        Ok(Self { state: Arc::new(Mutex::new(State { channel, applied: Applied::Complete, known: None })) })
     }
 
     /// Subscribes to changes of the table by others, in the network namespace of the calling thread. To be called within
@@ -80,12 +88,12 @@ impl NfTables {
 impl Firewall for NfTables {
     async fn observe(&self, expected: &Table) -> Result<ObservedTable, KernelError> {
         let expected = expected.clone();
-        self.blocking(move |state| state.observe(&expected)).await
+        self.blocking(move |state| state.observe(expected)).await
     }
 
     async fn replace(&self, table: &Table) -> Result<Applied, KernelError> {
         let table = table.clone();
-        self.blocking(move |state| state.replace(&table)).await
+        self.blocking(move |state| state.replace(table)).await
     }
 
     async fn remove(&self) -> Result<(), KernelError> {
@@ -101,7 +109,13 @@ enum Subject {
     Chain(String),
     Map(String),
     Entries(String),
-    Rule { chain: String, number: usize, logs: bool },
+    Rule {
+        chain: String,
+        number: usize,
+        logs: bool,
+    },
+    /// What somebody added, by its name.
+    Added(String),
 }
 
 impl fmt::Display for Subject {
@@ -115,74 +129,100 @@ impl fmt::Display for Subject {
             Self::Rule { chain, number, .. } => {
                 write!(f, "rule {number} of chain {chain} of table inet {}", Table::NAME)
             }
+            Self::Added(name) => write!(f, "{name}, which was added to table inet {}", Table::NAME),
         }
     }
 }
 
 impl State {
-    fn observe(&mut self, expected: &Table) -> Result<ObservedTable, KernelError> {
+    fn observe(&mut self, expected: Table) -> Result<ObservedTable, KernelError> {
         let dump = Dump::read(&mut self.channel).map_err(|error| failure("read", Subject::Table, error))?;
-        Ok(match (dump, self.applied) {
+        let observed = match (dump, self.applied) {
             (None, _) => ObservedTable::Absent,
-            (Some(dump), Applied::Complete) => dump.compare(expected),
+            (Some(dump), Applied::Complete) => dump.compare(&expected),
             (Some(dump), Applied::WithoutLog) => dump.compare(&expected.without_log()),
-        })
+        };
+        if let ObservedTable::Same { .. } = observed {
+            self.known = Some(expected);
+        }
+        Ok(observed)
     }
 
-    fn replace(&mut self, table: &Table) -> Result<Applied, KernelError> {
-        // Counters are worth less than the policy: if they cannot be read, they begin anew.
-        let old = Dump::read(&mut self.channel).ok().flatten().unwrap_or_default();
-        self.applied = match self.put(table, &old) {
+    fn replace(&mut self, table: Table) -> Result<Applied, KernelError> {
+        self.applied = match self.put(&table) {
             Ok(()) => Applied::Complete,
             Err(refusal) if lacks_log(&refusal) => {
-                self.put(&table.without_log(), &old).map_err(|refusal| refused("replace", refusal))?;
+                self.put(&table.without_log()).map_err(|refusal| refused("replace", refusal))?;
                 Applied::WithoutLog
             }
             Err(refusal) => return Err(refused("replace", refusal)),
         };
+        self.known = Some(table);
         Ok(self.applied)
     }
 
     /// Replaces what is there in one transaction.
-    fn put(&mut self, table: &Table, old: &Dump) -> Result<(), Refusal<Subject>> {
-        if old.has_frame_of(table) {
-            match self.put_in_place(table, old) {
-                // Somebody changed it since it was read.
-                Err(refusal) if !lacks_log(&refusal) => {}
+    fn put(&mut self, table: &Table) -> Result<(), Refusal<Subject>> {
+        let mut old = self.read();
+        for _ in 0..ATTEMPTS {
+            if !old.has_frame_of(table) {
+                break;
+            }
+            match self.put_in_place(table, &old) {
+                Err(refusal) if !lacks_log(&refusal) => {
+                    let now = self.read();
+                    // Unless somebody changed it since it was read, it would be refused again.
+                    if now.frame.is_still(&old.frame) {
+                        break;
+                    }
+                    old = now;
+                }
                 done => return done,
             }
         }
-        self.put_anew(table, old)
+        self.put_anew(table, &old)
     }
 
-    /// Replaces what is in the table, its maps, rules and the chains that rules lead to, and leaves the chains that the
-    /// kernel calls. To replace those as well would leave a gap for a packet that is being judged at that moment: the kernel
-    /// calls the new chain before the old one, and decides for each which of its rules are in force. A packet that comes
-    /// to the new chain before the change and to the old one after it finds no rules in either.
+    /// Reads the table; nothing if it cannot be read, as to have the policy is worth more than what was counted.
+    fn read(&mut self) -> Dump {
+        Dump::read(&mut self.channel).ok().flatten().unwrap_or_default()
+    }
+
+    /// Replaces what is in the table, its maps, rules and the chains that rules lead to, removes what others put there, and
+    /// leaves the chains that the kernel calls. To replace those as well would leave a gap for a packet that is being judged
+    /// at that moment: the kernel calls the new chain before the old one, and decides for each which of its rules are in
+    /// force. A packet that comes to the new chain before the change and to the old one after it finds no rules in either.
     fn put_in_place(&mut self, table: &Table, old: &Dump) -> Result<(), Refusal<Subject>> {
         let mut transaction = self.channel.transaction();
         add(&mut transaction, Subject::Table, encode::no_rules());
         for map in old.maps() {
             add(&mut transaction, Subject::Map(map.clone()), encode::no_map(map));
         }
-        for chain in old.regular_chains() {
+        for chain in old.passing_chains(table) {
             add(&mut transaction, Subject::Chain(chain.clone()), encode::no_chain(chain));
+        }
+        for (kind, name) in old.added_objects(table) {
+            add(&mut transaction, Subject::Added(name.clone()), encode::no_object(*kind, name));
+        }
+        for flowtable in old.flowtables() {
+            add(&mut transaction, Subject::Added(flowtable.clone()), encode::no_flowtable(flowtable));
         }
         for chain in table.chains.iter().filter(|chain| chain.hook.is_none()) {
             add(&mut transaction, Subject::Chain(chain.name.clone()), encode::chain(chain));
         }
-        add_contents(&mut transaction, table, old);
+        add_contents(&mut transaction, table, &mut Carried::new(old, self.known.as_ref(), table));
         self.channel.commit(transaction)
     }
 
     /// Replaces the table: made if it was not there, so that it can be deleted, and made anew.
     fn put_anew(&mut self, table: &Table, old: &Dump) -> Result<(), Refusal<Subject>> {
+        let mut carried = Carried::new(old, self.known.as_ref(), table);
         let mut transaction = self.channel.transaction();
         add(&mut transaction, Subject::Table, encode::table());
         add(&mut transaction, Subject::Table, encode::no_table());
         add(&mut transaction, Subject::Table, encode::table());
         for counter in &table.counters {
-            let request = encode::counter(counter, old.named(counter));
+            let request = encode::counter(counter, carried.named(counter));
             add(&mut transaction, Subject::Counter(counter.clone()), request);
         }
         // Those that stay when the rest is replaced come first, so that a table is listed alike whichever way it came.
@@ -190,11 +230,12 @@ impl State {
         for chain in called.into_iter().chain(regular) {
             add(&mut transaction, Subject::Chain(chain.name.clone()), encode::chain(chain));
         }
-        add_contents(&mut transaction, table, old);
+        add_contents(&mut transaction, table, &mut carried);
         self.channel.commit(transaction)
     }
 
     fn remove(&mut self) -> Result<(), KernelError> {
+        self.known = None;
         let mut transaction = self.channel.transaction();
         add(&mut transaction, Subject::Table, encode::no_table());
         match self.channel.commit(transaction) {
@@ -213,20 +254,23 @@ fn add(
 }
 
 /// Adds maps and rules, for chains that are there or were added.
-fn add_contents(transaction: &mut Transaction<Subject>, table: &Table, old: &Dump) {
+fn add_contents<'a>(transaction: &mut Transaction<Subject>, table: &'a Table, carried: &mut Carried<'a>) {
     for (map, id) in maps::of(table).zip(1..) {
         let name = map.name.to_owned();
         add(transaction, Subject::Map(name.clone()), encode::map(&map, id));
-        for request in encode::elements(map, id, old) {
+        for request in encode::elements(map, id, table, carried) {
             add(transaction, Subject::Entries(name.clone()), request);
         }
     }
     for chain in &table.chains {
         for (rule, number) in chain.rules.iter().zip(1..) {
             let mut expressions = expression::expressions(table, rule);
-            if rule.iter().any(|expr| matches!(expr, Expr::CountRule(_))) {
-                let count = old.rule(&chain.name, &expressions);
-                expression::begin_with(&mut expressions, count);
+            let counts_for = rule.iter().find_map(|expr| match expr {
+                Expr::CountRule(position) => Some(*position),
+                _ => None,
+            });
+            if let Some(position) = counts_for {
+                expression::begin_with(&mut expressions, carried.rule(table, position));
             }
             let logs = rule.iter().any(|expr| matches!(expr, Expr::Log { .. }));
             let subject = Subject::Rule { chain: chain.name.clone(), number, logs };

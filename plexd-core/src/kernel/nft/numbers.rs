@@ -20,6 +20,9 @@ pub(super) mod message {
     pub(in super::super) const GETGEN: u16 = 16;
     pub(in super::super) const NEWOBJ: u16 = 18;
     pub(in super::super) const GETOBJ: u16 = 19;
+    pub(in super::super) const DELOBJ: u16 = 20;
+    pub(in super::super) const GETFLOWTABLE: u16 = 23;
+    pub(in super::super) const DELFLOWTABLE: u16 = 24;
 }
 
 /// Attribute types, by what they are of (`enum nft_*_attributes`).
@@ -27,15 +30,19 @@ pub(super) mod attribute {
     /// In messages about a table and all that is in one.
     pub(in super::super) const TABLE: u16 = 1;
     pub(in super::super) const TABLE_FLAGS: u16 = 2;
+    pub(in super::super) const TABLE_HANDLE: u16 = 4;
 
+    pub(in super::super) const CHAIN_HANDLE: u16 = 2;
     pub(in super::super) const CHAIN_NAME: u16 = 3;
     pub(in super::super) const CHAIN_HOOK: u16 = 4;
     pub(in super::super) const CHAIN_POLICY: u16 = 5;
     pub(in super::super) const CHAIN_TYPE: u16 = 7;
+    pub(in super::super) const CHAIN_FLAGS: u16 = 10;
     pub(in super::super) const HOOK_NUMBER: u16 = 1;
     pub(in super::super) const HOOK_PRIORITY: u16 = 2;
 
     pub(in super::super) const RULE_CHAIN: u16 = 2;
+    pub(in super::super) const RULE_HANDLE: u16 = 3;
     pub(in super::super) const RULE_EXPRESSIONS: u16 = 4;
     pub(in super::super) const LIST_ELEMENT: u16 = 1;
     pub(in super::super) const EXPR_NAME: u16 = 1;
@@ -49,7 +56,9 @@ pub(super) mod attribute {
     pub(in super::super) const SET_DATA_LEN: u16 = 7;
     pub(in super::super) const SET_DESC: u16 = 9;
     pub(in super::super) const SET_ID: u16 = 10;
+    pub(in super::super) const SET_HANDLE: u16 = 16;
     pub(in super::super) const SET_EXPR: u16 = 17;
+    pub(in super::super) const SET_EXPRESSIONS: u16 = 18;
     pub(in super::super) const DESC_SIZE: u16 = 1;
 
     pub(in super::super) const ELEMENTS: u16 = 3;
@@ -57,7 +66,11 @@ pub(super) mod attribute {
     pub(in super::super) const ELEMENT_KEY: u16 = 1;
     pub(in super::super) const ELEMENT_DATA: u16 = 2;
     pub(in super::super) const ELEMENT_FLAGS: u16 = 3;
+    pub(in super::super) const ELEMENT_TIMEOUT: u16 = 4;
     pub(in super::super) const ELEMENT_EXPR: u16 = 7;
+    pub(in super::super) const ELEMENT_OBJREF: u16 = 9;
+    pub(in super::super) const ELEMENT_KEY_END: u16 = 10;
+    pub(in super::super) const ELEMENT_EXPRESSIONS: u16 = 11;
 
     pub(in super::super) const DATA_VALUE: u16 = 1;
     pub(in super::super) const DATA_VERDICT: u16 = 2;
@@ -67,8 +80,12 @@ pub(super) mod attribute {
     pub(in super::super) const OBJECT_NAME: u16 = 2;
     pub(in super::super) const OBJECT_TYPE: u16 = 3;
     pub(in super::super) const OBJECT_DATA: u16 = 4;
+    pub(in super::super) const OBJECT_HANDLE: u16 = 6;
     pub(in super::super) const COUNTER_BYTES: u16 = 1;
     pub(in super::super) const COUNTER_PACKETS: u16 = 2;
+
+    pub(in super::super) const FLOWTABLE_NAME: u16 = 2;
+    pub(in super::super) const FLOWTABLE_HANDLE: u16 = 5;
 
     pub(in super::super) const META_DREG: u16 = 1;
     pub(in super::super) const META_KEY: u16 = 2;
@@ -146,6 +163,10 @@ pub(super) mod datatype {
 
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
 pub(super) const PAYLOAD_OF_TRANSPORT: u32 = 2;
+/// `NFT_CHAIN_BINDING`: a chain that belongs to a rule.
+pub(super) const CHAIN_IS_BOUND: u32 = 0x4;
+/// `NFT_SET_ANONYMOUS`: a set that belongs to a rule.
+pub(super) const SET_IS_ANONYMOUS: u32 = 0x1;
 /// `NFT_SET_INTERVAL`: an element is where something begins, or where it ends.
 pub(super) const SET_IS_INTERVAL: u32 = 0x4;
 /// `NFT_SET_MAP`.

@@ -94,6 +94,16 @@ impl<S> Transaction<S> {
     }
 }
 
+/// How objects were listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listed {
+    /// In one piece, or without a change meanwhile.
+    Undisturbed,
+    /// In pieces, and between two of them something was changed, perhaps in another table. The kernel goes on by the number
+    /// of objects that it has listed.
+    WithChangesBetween,
+}
+
 /// The socket.
 pub(super) struct Channel {
     socket: Socket,
@@ -192,18 +202,16 @@ impl Channel {
     }
 
     /// Sends a request for all objects of a kind and passes every answer on.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::Interrupted`] if there was a change meanwhile, so that the answers may not fit together.
     pub(super) fn dump(
         &mut self,
         message: u16,
         attributes: &Attributes,
         mut read: impl FnMut(&Message<'_>),
-    ) -> io::Result<()> {
+    ) -> io::Result<Listed> {
         let sequence = self.request(message, NLM_F_DUMP, attributes)?;
-        let (mut outcome, mut interrupted) = (None, false);
+        let (mut outcome, mut interrupted, mut pieces) = (None, false, 0);
         while outcome.is_none() {
+            let mut is_piece = false;
             self.receive(|answer| {
                 if answer.sequence != sequence {
                     return;
@@ -211,13 +219,17 @@ impl Channel {
                 interrupted |= answer.flags & NLM_F_DUMP_INTR != 0;
                 match answer.kind {
                     NLMSG_ERROR | NLMSG_DONE => outcome = Some(answer.outcome()),
-                    _ => read(answer),
+                    _ => {
+                        is_piece = true;
+                        read(answer);
+                    }
                 }
             })?;
+            pieces += usize::from(is_piece);
         }
         match outcome.unwrap_or_default() {
-            _ if interrupted => Err(io::ErrorKind::Interrupted.into()),
-            (0, _) => Ok(()),
+            (0, _) if interrupted && pieces > 1 => Ok(Listed::WithChangesBetween),
+            (0, _) => Ok(Listed::Undisturbed),
             (errno, words) => Err(os_error(errno, words)),
         }
     }

@@ -280,7 +280,7 @@ fn merged(infos: Vec<PeerInfo>) -> BTreeMap<PublicKey, ObservedPeer> {
         let key = PublicKey::from_bytes(info.config.public_key.0);
         let part = observed_peer(info);
         match peers.get_mut(&key) {
-            Some(peer) => peer.allowed_ips.extend(part.allowed_ips),
+            Some(peer) => peer.allowed_ips.extend(part.allowed_ips.iter().copied()),
             None => drop(peers.insert(key, part)),
         }
     }

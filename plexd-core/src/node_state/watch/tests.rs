@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Server};
 
 use super::*;
 use crate::control::client::{Client, ClientConfig};
-use crate::node_state::{NodeStateService, RULES, SecretReader, SecretRules, Sidecar};
+use crate::node_state::{Auditor, NodeStateService, RULES, SecretReader, SecretRules, Sidecar};
 use crate::reports::Put;
 use crate::state::FullState;
 use crate::state::samples::{data, secret};
@@ -27,6 +27,7 @@ use crate::types::SystemClock;
 struct Rig {
     desired: watch::Sender<Arc<Desired>>,
     identity: watch::Sender<Option<Arc<Identity>>>,
+    token: watch::Sender<Option<ApiToken>>,
     sources: Sources,
     shutdown: Shutdown,
     _writer: JoinHandle<anyhow::Result<()>>,
@@ -43,9 +44,9 @@ fn rig() -> Rig {
     let writer = tokio::spawn(writer.run(shutdown.clone()));
     let (desired, desired_seen) = watch::channel(Arc::default());
     let (identity, identity_seen) = watch::channel(Some(Arc::new(crate::reconcile::tests::identity())));
-    let sources =
-        Sources { desired: desired_seen, identity: identity_seen, reports, token_sha256: Some([7; 32]) };
-    Rig { desired, identity, sources, shutdown, _writer: writer, folder }
+    let (token, token_seen) = watch::channel(Some(ApiToken::of(b"t")));
+    let sources = Sources { desired: desired_seen, identity: identity_seen, reports, token: token_seen };
+    Rig { desired, identity, token, sources, shutdown, _writer: writer, folder }
 }
 
 impl Rig {
@@ -72,14 +73,21 @@ fn entries(keys: &[(&str, i64)]) -> FullState {
     }
 }
 
+/// A place as a number of steps.
+fn place(position: u64) -> u64 {
+    position.wrapping_sub(1 << 62) >> 32
+}
+
 /// One change in a word.
 fn word(change: &v1::Change) -> String {
     match change.change.as_ref().unwrap() {
         Kind::Node(node) => format!("node {}", node.node_id),
         Kind::Metadata(metadata) => format!("metadata {}", metadata.values.len()),
-        Kind::Data(entry) => format!("data {} v{} @{}", entry.key, entry.version, entry.position),
+        Kind::Data(entry) => format!("data {} v{} @{}", entry.key, entry.version, place(entry.position)),
         Kind::DataDeleted(key) => format!("no data {key}"),
-        Kind::Secret(secret) => format!("secret {} v{} @{}", secret.key, secret.version, secret.position),
+        Kind::Secret(secret) => {
+            format!("secret {} v{} @{}", secret.key, secret.version, place(secret.position))
+        }
         Kind::SecretDeleted(key) => format!("no secret {key}"),
         Kind::Report(entry) => format!("report {} v{}", entry.key, entry.version),
         Kind::ReportDeleted(deleted) => format!("no report {}", deleted.key),
@@ -125,15 +133,15 @@ async fn a_snapshot_comes_first_and_then_what_changes() {
         "data a v3 @1",
         "data z v1 @0",
         "secret db v2 @0",
-        "report health v1",
         "tcp 32",
+        "report health v1",
     ];
-    assert_eq!(whole(&mut pieces).await, (true, snapshot.map(str::to_owned).into(), vec![7]));
+    assert_eq!(whole(&mut pieces).await, (true, snapshot.map(str::to_owned).into(), vec![6, 1]));
     assert!(pieces.next().now_or_never().is_none(), "nothing to tell");
 
     rig.set(entries(&[("a", 4), ("b", 1)]));
     let told = changes(&mut pieces).await;
-    assert_eq!(told, ["metadata 0", "data a v4 @0", "data b v1 @1", "no data z", "no secret db"]);
+    assert_eq!(told, ["metadata 0", "data a v4 @1", "data b v1 @2", "no data z", "no secret db"]);
     rig.put("health").await;
     assert_eq!(changes(&mut pieces).await, ["report health v2"]);
     rig.sources.reports.delete("health".into(), None).await.unwrap();
@@ -141,6 +149,33 @@ async fn a_snapshot_comes_first_and_then_what_changes() {
     // A state that says the same is no news.
     rig.set(entries(&[("a", 4), ("b", 1)]));
     assert!(pieces.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn of_ten_thousand_entries_only_the_one_that_goes_is_told() {
+    let rig = rig();
+    let names: Vec<String> = (0..10_000).map(|n| format!("k{n:05}")).collect();
+    let all: Vec<(&str, i64)> = names.iter().map(|name| (name.as_str(), 1)).collect();
+    rig.set(entries(&all));
+    let mut pieces = rig.pieces();
+    whole(&mut pieces).await;
+    rig.set(entries(&all[1..]));
+    assert_eq!(changes(&mut pieces).await, ["no data k00000"]);
+    assert!(pieces.next().now_or_never().is_none());
+}
+
+#[tokio::test]
+async fn another_token_is_told_at_once_and_the_stream_outlives_who_tells() {
+    let rig = rig();
+    let mut pieces = rig.pieces();
+    whole(&mut pieces).await;
+    rig.token.send_replace(Some(ApiToken::of(b"t")));
+    assert!(pieces.next().now_or_never().is_none(), "it is the same");
+    rig.token.send_replace(Some(ApiToken::of(b"u")));
+    assert_eq!(changes(&mut pieces).await, ["tcp 32"]);
+    drop(rig.token);
+    rig.desired.send_replace(Arc::new(Desired::default().replaced_by(entries(&[("a", 1)])).0));
+    assert_eq!(changes(&mut pieces).await, ["data a v1 @0"]);
 }
 
 #[tokio::test]
@@ -162,7 +197,7 @@ async fn a_large_snapshot_is_cut_by_number_and_by_size() {
     rig.set(state.clone());
     let (reset, words, sizes) = whole(&mut rig.pieces()).await;
     // The node, the entries, and TCP access.
-    assert_eq!((reset, words.len(), sizes), (true, 1_236, vec![500, 500, 236]));
+    assert_eq!((reset, words.len(), sizes), (true, 1_236, vec![500, 500, 236, 0]));
 
     state.data.truncate(8);
     for entry in &mut state.data {
@@ -175,31 +210,36 @@ async fn a_large_snapshot_is_cut_by_number_and_by_size() {
 }
 
 #[tokio::test]
-async fn a_receiver_that_fell_behind_gets_a_new_snapshot() {
+async fn a_receiver_that_is_slow_is_told_of_each_report_once_as_it_is_now() {
     let rig = rig();
     let mut pieces = rig.pieces();
     whole(&mut pieces).await;
     let names: Vec<String> = (0..1_500).map(|n| format!("k{n}")).collect();
-    futures_util::future::join_all(names.iter().map(|name| rig.put(name))).await;
-    let (reset, words, _) = whole(&mut pieces).await;
-    assert!(reset);
-    assert_eq!(words.iter().filter(|word| word.starts_with("report ")).count(), 1_500);
+    for _ in 0..2 {
+        futures_util::future::join_all(names.iter().map(|name| rig.put(name))).await;
+    }
+    let (reset, words, sizes) = whole(&mut pieces).await;
+    assert!(!reset && words.iter().all(|word| word.ends_with(" v2")), "{words:?}");
+    assert_eq!((words.len(), sizes), (1_500, vec![500, 500, 500]));
     rig.put("k7").await;
-    assert_eq!(changes(&mut pieces).await, ["report k7 v2"]);
+    assert_eq!(changes(&mut pieces).await, ["report k7 v3"]);
 }
 
 #[tokio::test]
-async fn falling_behind_within_a_piece_is_noticed_too() {
-    let (sender, mut receiver) = broadcast::channel(4);
-    let deleted = |n| reports::Change::Deleted(reports::Deleted { key: format!("k{n}"), revision: n });
-    sender.send(deleted(0)).unwrap();
-    let first = receiver.recv().await.unwrap();
-    sender.send(deleted(1)).unwrap();
-    assert_eq!(gather(first.clone(), &mut receiver).unwrap().len(), 2);
-    for n in 2..9 {
-        sender.send(deleted(n)).unwrap();
-    }
-    assert!(gather(first, &mut receiver).is_none());
+async fn after_a_commit_that_failed_and_is_durable_all_the_same_there_is_a_new_snapshot() {
+    let rig = rig();
+    rig.put("a").await;
+    let mut pieces = rig.pieces();
+    whole(&mut pieces).await;
+    let faults = crate::storage::faults::at(&rig.folder.path().join("reports.redb"));
+    let put = Put { key: "a".into(), content_type: "t".into(), payload: "2".into(), if_match: None };
+    faults.fail_syncs_from(0, nix::libc::EIO);
+    assert_eq!(rig.sources.reports.put(put).await, Err(reports::Refusal::StorageFailed));
+    let (reset, words, _) = whole(&mut pieces).await;
+    assert!(reset && words.contains(&"report a v2".to_owned()), "{words:?}");
+    faults.heal();
+    rig.put("a").await;
+    assert_eq!(changes(&mut pieces).await, ["report a v3"]);
 }
 
 #[tokio::test]
@@ -281,10 +321,11 @@ fn only_the_sidecar_and_root_and_only_administrators_and_root_are_let_in() {
 fn serve(rig: &Rig, sidecar: u32) -> NodeStateClient<Channel> {
     let config = ClientConfig { base: "https://127.0.0.1:1/".parse().unwrap(), ca_file: None, version: "1" };
     let client = Client::new(config).unwrap();
-    let Sources { desired, identity, reports, .. } = rig.sources.clone();
-    let rules = SecretRules { group: 990, token: None, over_tcp: true };
-    let secrets = SecretReader::new(client, identity.clone(), rules);
-    let service = NodeStateServer::new(NodeStateService::new(desired, identity, reports, secrets));
+    let Sources { desired, identity, reports, token } = rig.sources.clone();
+    let rules = SecretRules { access_group: 989, secrets_group: 990, over_tcp: true };
+    let secrets = SecretReader::new(client, identity.clone(), rules, token);
+    let auditor = Auditor::new(Arc::new(SystemClock), "a");
+    let service = NodeStateServer::new(NodeStateService::new(desired, identity, reports, secrets, auditor));
     let path = rig.folder.path().join("core.sock");
     let owner = SocketOwner { uid: nix::unistd::geteuid(), gid: nix::unistd::getegid(), mode: 0o660 };
     let listener = bind(&path, owner).unwrap();
@@ -376,7 +417,7 @@ async fn streams_are_few_and_a_closed_one_makes_room() {
     let mut streams = Vec::new();
     for _ in 0..4 {
         let mut stream = client.watch(v1::WatchRequest {}).await.unwrap().into_inner();
-        assert!(stream.message().await.unwrap().unwrap().complete);
+        while !stream.message().await.unwrap().unwrap().complete {}
         streams.push(stream);
     }
     assert_eq!(client.watch(v1::WatchRequest {}).await.unwrap_err().code(), Code::ResourceExhausted);

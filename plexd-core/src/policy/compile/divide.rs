@@ -27,10 +27,14 @@ pub(super) enum Grading {
 #[derive(Debug)]
 pub(super) struct Division {
     levels: Vec<Level>,
-    homes: BTreeMap<IpNet, Home>,
-    /// By level, higher level and class: the class of the higher level that it lies in.
-    above: Vec<Vec<Vec<Option<u32>>>>,
+    /// By the networks' positions.
+    homes: Vec<Home>,
+    /// By level, how much higher another is, and class: the class of that level that it lies in, or [`NONE`].
+    above: Vec<Vec<Vec<u32>>>,
 }
+
+/// No class.
+const NONE: u32 = u32::MAX;
 
 /// Where a network is.
 #[derive(Debug, Clone)]
@@ -54,36 +58,38 @@ struct Level {
 }
 
 impl Division {
-    /// Divides a side by the networks that rules name there, all of one family.
-    pub(super) fn new(networks: &BTreeSet<IpNet>, grading: Grading) -> Self {
-        // Sorted by address, then by length: those nested in a network follow it.
-        let networks: Vec<IpNet> = networks.iter().copied().collect();
+    /// Divides a side by the networks that rules name there, all of one family, in order: those nested in a network follow it.
+    pub(super) fn new(networks: &[IpNet], grading: Grading) -> Self {
         let grades = match grading {
-            Grading::ByLength => by_length(&networks),
-            Grading::ByNesting(most) => by_nesting(&networks, most),
+            Grading::ByLength => by_length(networks),
+            Grading::ByNesting(most) => by_nesting(networks, most),
         };
         let count = grades.iter().max().map_or(0, |highest| highest + 1);
         let mut members = vec![Vec::new(); count];
-        for (network, grade) in networks.into_iter().zip(grades) {
-            members[grade].push(network);
+        // Where each begins on its level; where it ends follows once the level has all of its own.
+        let mut homes: Vec<Home> = Vec::with_capacity(networks.len());
+        for (network, level) in networks.iter().zip(grades) {
+            let first = number(members[level].len());
+            homes.push(Home { level, classes: first..first });
+            members[level].push(*network);
         }
-        let levels: Vec<Level> = members.into_iter().map(Level::new).collect();
-        let mut homes = BTreeMap::new();
-        for (level, of) in levels.iter().enumerate() {
-            for (first, network) in of.networks.iter().enumerate() {
-                let nested = of.networks[first..].iter().take_while(|other| network.contains(*other)).count();
-                homes.insert(*network, Home { level, classes: number(first)..number(first + nested) });
-            }
+        for (network, home) in networks.iter().zip(&mut homes) {
+            let behind = &members[home.level][home.classes.start as usize..];
+            let nested = behind.iter().take_while(|other| network.contains(*other)).count();
+            home.classes.end += number(nested);
         }
-        let above = levels.iter().enumerate().map(|(at, level)| {
-            let higher = levels.iter().enumerate().map(|(to, higher)| {
-                let within =
-                    |network: &IpNet| if to > at { higher.class_of(network.network()) } else { None };
-                level.networks.iter().map(within).collect()
-            });
-            higher.collect()
+        Self { levels: members.into_iter().map(Level::new).collect(), homes, above: Vec::new() }
+    }
+
+    /// Prepares to be asked which class lies in which.
+    pub(super) fn related(mut self) -> Self {
+        let within = |higher: &Level, network: &IpNet| higher.class_of(network.network()).unwrap_or(NONE);
+        let above = self.levels.iter().enumerate().map(|(at, level)| {
+            let higher = self.levels[at + 1..].iter();
+            higher.map(|higher| level.networks.iter().map(|of| within(higher, of)).collect()).collect()
         });
-        Self { above: above.collect(), levels, homes }
+        self.above = above.collect();
+        self
     }
 
     /// Returns how many levels there are.
@@ -91,14 +97,22 @@ impl Division {
         self.levels.len()
     }
 
-    /// Returns where a network is that the division was made for.
-    pub(super) fn home(&self, network: &IpNet) -> &Home {
-        &self.homes[network]
+    /// Returns where the network at a position of those is that the division was made for.
+    pub(super) fn home(&self, network: u32) -> &Home {
+        &self.homes[network as usize]
+    }
+
+    /// Returns how many beginnings of classes the levels have that need any.
+    pub(super) fn starts(&self) -> usize {
+        self.levels.iter().map(|level| level.starts.len()).sum()
     }
 
     /// Returns the class of level `to` that a class of level `from`, no higher one, lies in; `None` if in none.
     pub(super) fn above(&self, from: usize, class: u32, to: usize) -> Option<u32> {
-        if from == to { Some(class) } else { self.above[from][to][class as usize] }
+        if from == to {
+            return Some(class);
+        }
+        Some(self.above[from][to - from - 1][class as usize]).filter(|above| *above != NONE)
     }
 
     /// Returns whether a level needs [`Classes`], as its networks are of several lengths.
@@ -275,11 +289,12 @@ mod tests {
             networks in proptest::collection::btree_set(network(), 1..40),
             grading in grading(),
         ) {
+            let networks = Vec::from_iter(networks);
             let division = Division::new(&networks, grading);
             let edges = (0..40).flat_map(|low| [[0, 0, 0, low], [255, 255, 255, 255 - low], [9, 9, 9, low]]);
             for address in edges.map(IpAddr::from) {
-                for network in &networks {
-                    let home = division.home(network);
+                for (network, position) in networks.iter().zip(0..) {
+                    let home = division.home(position);
                     let looked_up = match division.part(home.level, 0) {
                         Part::Bits(bits) => IpNet::new(address, bits).unwrap().trunc(),
                         Part::Class(_) => division.classes(home.level, String::new()).class_of(address).into(),
@@ -295,7 +310,7 @@ mod tests {
             networks in proptest::collection::btree_set(network(), 1..40),
             grading in grading(),
         ) {
-            let division = Division::new(&networks, grading);
+            let division = Division::new(&Vec::from_iter(networks), grading).related();
             for address in (0..40).flat_map(|low| [[0, 0, 0, low], [255, 255, 255, 255 - low]]).map(IpAddr::from) {
                 for from in 0..division.levels() {
                     let Some(class) = division.levels[from].class_of(address) else { continue };
@@ -312,10 +327,12 @@ mod tests {
             networks in proptest::collection::btree_set(network(), 1..40),
             most in 1_usize..6,
         ) {
+            let networks = Vec::from_iter(networks);
             let division = Division::new(&networks, Grading::ByNesting(most));
-            prop_assert!(networks.iter().all(|network| division.home(network).classes.len() <= most));
+            prop_assert!(division.homes.iter().all(|home| home.classes.len() <= most));
             let by_length = Division::new(&networks, Grading::ByLength);
-            prop_assert!(networks.iter().all(|network| by_length.home(network).classes.len() == 1));
+            prop_assert!(by_length.homes.iter().all(|home| home.classes.len() == 1));
+            prop_assert_eq!(by_length.starts(), 0);
         }
     }
 }

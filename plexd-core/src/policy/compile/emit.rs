@@ -1,6 +1,6 @@
 //! Entries, stage by stage, as maps, classes, and the rules that look them up.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use ipnet::IpNet;
 
@@ -20,16 +20,18 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Adds those of a family, and returns the rules that look them up.
+    /// Adds those of a family, with what allows by default, and returns the rules that look them up.
     pub(super) fn add(
         &mut self,
         family: Family,
         sides: [&Division; 2],
         stages: Vec<Entries>,
+        default: Action,
     ) -> Vec<Vec<Expr>> {
         let parts = [("src", sides[0]), ("dst", sides[1])].map(|(side, of)| self.parts(side, family, of));
         let mut rules = Vec::new();
         let mut occurrences = BTreeMap::new();
+        let mut is_decided = false;
         for stage in stages {
             // Maps that look at the same parts of the addresses stand side by side.
             let mut list: Vec<usize> = Vec::new();
@@ -44,6 +46,7 @@ impl Parts {
                 let (shape, entries) = if shape.is_empty() {
                     // One entry, which matches all that is left.
                     let Some(decision) = entries.into_values().next() else { continue };
+                    is_decided = true;
                     if decision.action == Action::Deny {
                         rules.push(vec![
                             Expr::CountRule(decision.rule),
@@ -51,20 +54,34 @@ impl Parts {
                         ]);
                         continue;
                     }
-                    everything(family, decision)
+                    everything(family, Some(decision.rule))
                 } else {
                     (shape, named(entries, levels, sides))
                 };
-                let occurrence = occurrences.entry(shape).and_modify(|n| *n += 1).or_insert(1);
-                let name = self.name(shape, *occurrence);
-                list.push(self.maps.len());
-                self.maps.push(Map { name, shape, entries });
+                list.push(self.add_map(shape, entries, &mut occurrences));
             }
             if !list.is_empty() {
                 rules.push(vec![Expr::Lookup(list)]);
             }
         }
+        if default == Action::Allow && !is_decided {
+            let (shape, entries) = everything(family, None);
+            rules.push(vec![Expr::Lookup(vec![self.add_map(shape, entries, &mut occurrences)])]);
+        }
         rules
+    }
+
+    /// Adds a map and returns its position.
+    fn add_map(
+        &mut self,
+        shape: Shape,
+        entries: BTreeMap<Key, Entry>,
+        occurrences: &mut BTreeMap<Shape, usize>,
+    ) -> usize {
+        let occurrence = occurrences.entry(shape).and_modify(|n| *n += 1).or_insert(1);
+        let name = self.name(shape, *occurrence);
+        self.maps.push(Map { name, shape, entries });
+        self.maps.len() - 1
     }
 
     /// Returns what of an address each level of a side looks at, and has added the classes for it.
@@ -96,32 +113,36 @@ impl Parts {
     }
 }
 
-/// Returns a map that has an entry for every packet: one for either half of the source addresses.
+/// Entries of a map that has one for every packet.
+pub(super) const EVERYTHING: usize = 2;
+
+/// Returns a map that has an entry for every packet, for a rule that allows it or for the default: one for either half of the
+/// source addresses.
 ///
 /// What allows the rest is looked up as everything else. Before Linux 6.17 a packet that is being judged while the table is
 /// replaced finds the maps empty: a denial in one of them would be missed, and a verdict that is no map's let it pass.
-fn everything(family: Family, decision: Decision) -> (Shape, BTreeMap<Key, Entry>) {
+fn everything(family: Family, rule: Option<usize>) -> (Shape, BTreeMap<Key, Entry>) {
     let (low, high, all) = match family {
         Family::V4 => ("0.0.0.0/1", "128.0.0.0/1", "0.0.0.0/0"),
         Family::V6 => ("::/1", "8000::/1", "::/0"),
     };
     let shape = Shape { family, source: Part::Bits(1), destination: Part::Bits(0), service: Detail::Nothing };
     let network = |text: &str| text.parse::<IpNet>().expect("a network");
-    let entry = Entry { verdict: verdict(decision.action), rule: decision.rule };
+    let entry = Entry { verdict: verdict(Action::Allow), rule };
     let key = |half| Key { source: network(half), destination: network(all), service: Service::Any };
     (shape, [low, high].map(|half| (key(half), entry.clone())).into())
 }
 
 /// Returns the entries by their keys in the table, but for classes that have no address.
 fn named(
-    entries: HashMap<resolve::Key, Decision>,
+    entries: impl IntoIterator<Item = (resolve::Key, Decision)>,
     levels: resolve::Shape,
     sides: [&Division; 2],
 ) -> BTreeMap<Key, Entry> {
     let named = entries.into_iter().filter_map(|((source, destination, service), decision)| {
         let source = sides[0].name(levels.source, source)?;
         let destination = sides[1].name(levels.destination, destination)?;
-        let entry = Entry { verdict: verdict(decision.action), rule: decision.rule };
+        let entry = Entry { verdict: verdict(decision.action), rule: Some(decision.rule) };
         Some((Key { source, destination, service }, entry))
     });
     named.collect()

@@ -56,12 +56,14 @@ pub(super) fn skeleton(context: &Context, rules: [Vec<Vec<Expr>>; 2]) -> Table {
         invalid(Expr::MidStream),
         of_family(Family::V4),
         of_family(Family::V6),
-        vec![Expr::Verdict(verdict(context.default))],
+        // Whatever the default: what allows is in maps.
+        vec![Expr::Verdict(verdict(Action::Deny))],
     ];
     Table {
         counters: vec![DENIED.to_owned(), INVALID.to_owned()],
         classes: Vec::new(),
         maps: Vec::new(),
+        rule_names: Vec::new(),
         chains: vec![
             regular(DENY, deny),
             regular(family_chain(Family::V4), rules4),

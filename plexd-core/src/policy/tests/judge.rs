@@ -37,6 +37,10 @@ fn an_answer_names_the_rule_and_what_it_depends_on() {
         let expected = Judgement { outcome, rule, parts: parts.to_vec(), near: near.to_vec() };
         assert_eq!(judge(&policies, &context(), &question), expected, "{question:?}");
     }
+    // A port without a protocol is of either, and of no rule for another one.
+    let port = question("10.0.0.2", "10.0.0.1", None, 80);
+    let expected = Judgement { outcome: Outcome::Depends, rule: None, parts: vec![1, 2], near: vec![0, 3] };
+    assert_eq!(judge(&policies, &context(), &port), expected);
     // Where all of them agree, the answer is one.
     let any = question("10.0.0.3", "10.0.0.1", None, 0);
     assert_eq!(judge(&policies, &context(), &any).outcome, allow);

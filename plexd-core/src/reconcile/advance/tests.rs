@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::policy::Action;
 use crate::reconcile::apart::Apart;
-use crate::reconcile::tests::{config, desired, identity, key, nets, peer, policies};
+use crate::reconcile::tests::{config, desired, identity, ips, key, peer, policies};
 use crate::reconcile::wanted::Resolved;
 
 /// What is wanted after the change by the short way, if there is one, and by the long way.
@@ -71,7 +71,7 @@ fn a_peer_that_comes_goes_or_changes_is_all_that_is_touched() {
         public_key: key(2),
         preshared_key: None,
         endpoint: Some("192.0.2.2:51820".parse().unwrap()),
-        allowed_ips: nets(&["10.100.0.2/32"]),
+        allowed_ips: ips(&["10.100.0.2/32"]),
         persistent_keepalive: std::num::NonZeroU16::new(25),
     };
     let route = || vec!["10.100.0.2/32".parse().unwrap()];
@@ -87,7 +87,7 @@ fn a_peer_that_comes_goes_or_changes_is_all_that_is_touched() {
     assert_eq!(steps(&both, &moved), Some(vec![set(&to)]));
 
     let wider = Peer {
-        allowed_ips: nets(&["10.100.0.2/32", "10.7.0.0/16"]),
+        allowed_ips: ips(&["10.100.0.2/32", "10.7.0.0/16"]),
         ..peer("n_b", 2, Some("192.0.2.2:51820"))
     };
     let to = PeerConfig { endpoint: None, allowed_ips: wider.allowed_ips.clone(), ..config };
@@ -97,7 +97,7 @@ fn a_peer_that_comes_goes_or_changes_is_all_that_is_touched() {
 
 #[test]
 fn a_route_that_goes_from_one_peer_to_another_stays() {
-    let net = |id: &str, seed, nets_of: &[&str]| Peer { allowed_ips: nets(nets_of), ..peer(id, seed, None) };
+    let net = |id: &str, seed, nets_of: &[&str]| Peer { allowed_ips: ips(nets_of), ..peer(id, seed, None) };
     let before = desired([net("n_b", 2, &["10.7.0.0/16"]), net("n_c", 3, &[])]);
     let after = desired([net("n_b", 2, &[]), net("n_c", 3, &["10.7.0.0/16"])]);
     let steps = steps(&before, &after).unwrap();
@@ -107,7 +107,7 @@ fn a_route_that_goes_from_one_peer_to_another_stays() {
 #[test]
 fn what_concerns_more_than_the_peer_takes_the_long_way() {
     let before = pair();
-    let claims = |nets_of: &[&str]| Peer { allowed_ips: nets(nets_of), ..peer("n_d", 4, None) };
+    let claims = |nets_of: &[&str]| Peer { allowed_ips: ips(nets_of), ..peer("n_d", 4, None) };
     for (what, after) in [
         ("another's address", with(&before, claims(&["10.100.0.2/32"]))),
         ("a network around another's", with(&before, claims(&["10.100.0.0/24"]))),
@@ -119,7 +119,7 @@ fn what_concerns_more_than_the_peer_takes_the_long_way() {
             "itself",
             with(
                 &before,
-                Peer { allowed_ips: nets(&["203.0.113.0/24"]), ..peer("n_d", 4, Some("203.0.113.9:1")) },
+                Peer { allowed_ips: ips(&["203.0.113.0/24"]), ..peer("n_d", 4, Some("203.0.113.9:1")) },
             ),
         ),
         ("a place in another's network", with(&before, peer("n_d", 4, Some("10.100.0.3:51820")))),
@@ -130,7 +130,7 @@ fn what_concerns_more_than_the_peer_takes_the_long_way() {
     ] {
         assert_eq!(steps(&before, &after), None, "{what}");
     }
-    let wide = with(&before, Peer { allowed_ips: nets(&["10.100.0.0/24"]), ..peer("n_d", 4, None) });
+    let wide = with(&before, Peer { allowed_ips: ips(&["10.100.0.0/24"]), ..peer("n_d", 4, None) });
     assert_eq!(steps(&wide, &without(&wide, "n_b")), None, "within another's network");
     let contested = with(&before, claims(&["10.100.0.2/32"]));
     assert_eq!(steps(&contested, &without(&contested, "n_b")), None, "somebody waits for it");
@@ -167,7 +167,7 @@ fn any_peers() -> impl Strategy<Value = Desired> {
         // A key is one peer's: the control plane's answers and events are taken over so.
         let mut keys = BTreeSet::new();
         let peers = peers.into_iter().map(|(id, seed, allowed_ips, endpoint)| Peer {
-            allowed_ips,
+            allowed_ips: allowed_ips.into_iter().collect(),
             ..peer(&format!("n_{id}"), if seed < 9 { id } else { seed }, endpoint.as_deref())
         });
         let peers: BTreeMap<NodeId, Peer> = peers.map(|peer| (peer.id.clone(), peer)).collect();

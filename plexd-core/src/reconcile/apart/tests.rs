@@ -10,8 +10,8 @@ use super::*;
 use crate::kernel::PeerConfig;
 use crate::kernel::fake::UIDS;
 use crate::kernel::rules::{Family, MARK};
-use crate::reconcile::plan::tests::{any_observed, any_wanted, net, rules, settled, simulate};
-use crate::reconcile::plan::{Memory, plan};
+use crate::reconcile::plan::Memory;
+use crate::reconcile::plan::tests::{any_observed, any_wanted, net, plan, rules, settled, simulate};
 use crate::reconcile::tests::{key, nets};
 
 fn routed(routes: &[&str], outside: &[&str]) -> Wanted {

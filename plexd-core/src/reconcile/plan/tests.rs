@@ -12,8 +12,18 @@ use crate::kernel::rules::OwnTable;
 use crate::kernel::{Counters, DeviceConfig};
 use crate::policy::Table;
 use crate::reconcile::ownership::Ownership;
-use crate::reconcile::tests::{key, nets};
+use crate::reconcile::tests::{ips, key, nets};
 use crate::types::{PresharedKey, PrivateKey};
+
+/// Plans from all that was observed.
+pub(in crate::reconcile) fn plan(
+    wanted: &Wanted,
+    observed: &Observed,
+    memory: &Memory,
+    now: SystemTime,
+) -> Plan {
+    super::plan(wanted, observed, Prospect::of(wanted, &observed.device, memory, now))
+}
 
 const NOW: Duration = Duration::from_secs(1_000_000);
 
@@ -40,7 +50,7 @@ pub(in crate::reconcile) fn settled() -> (Wanted, Observed) {
         public_key: key(seed),
         preshared_key: psk.map(|psk| PresharedKey::from_bytes([psk; 32])),
         endpoint: endpoint.map(at),
-        allowed_ips: nets(allowed),
+        allowed_ips: ips(allowed),
         persistent_keepalive: NonZeroU16::new(25),
     };
     let peers = [
@@ -231,7 +241,7 @@ fn a_peer_that_differs_is_changed_in_place_and_keeps_its_endpoint() {
     for change in [
         (|peer: &mut ObservedPeer| peer.preshared_key = None) as fn(&mut ObservedPeer),
         |peer| peer.preshared_key = Some(PresharedKey::from_bytes([1; 32])),
-        |peer| peer.allowed_ips = nets(&["10.100.0.2/32"]),
+        |peer| peer.allowed_ips = ips(&["10.100.0.2/32"]),
         |peer| peer.allowed_ips.extend(nets(&["10.9.0.0/16"])),
         |peer| peer.persistent_keepalive = None,
     ] {
@@ -495,7 +505,7 @@ prop_compose! {
                     public_key: key(seed),
                     preshared_key,
                     endpoint,
-                    allowed_ips,
+                    allowed_ips: allowed_ips.into_iter().collect(),
                     persistent_keepalive: NonZeroU16::new(keepalive),
                 };
                 (key(seed), WantedPeer { id: format!("n_{seed}").parse().unwrap(), config })
@@ -532,7 +542,7 @@ prop_compose! {
                 let peer = ObservedPeer {
                     preshared_key,
                     endpoint,
-                    allowed_ips,
+                    allowed_ips: allowed_ips.into_iter().collect(),
                     persistent_keepalive: NonZeroU16::new(keepalive),
                     last_handshake: handshake.map(|age| now() - Duration::from_secs(age)),
                     ..ObservedPeer::default()

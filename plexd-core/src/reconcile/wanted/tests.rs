@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::policy::Action;
-use crate::reconcile::tests::{self, config, desired, identity, key, nets, peer, policies};
+use crate::reconcile::tests::{self, config, desired, identity, ips, key, nets, peer, policies};
 use crate::state::Peer;
 
 fn with_input<T>(
@@ -60,7 +60,7 @@ fn an_ordinary_peer_is_wanted_with_its_keys_addresses_routes_and_the_configured_
     let config = &wanted.peers[&key(2)].config;
     assert_eq!(wanted.peers[&key(2)].id.as_str(), "n_b");
     assert_eq!(config.endpoint, Some("192.0.2.2:51820".parse().unwrap()));
-    assert_eq!(config.allowed_ips, nets(&["10.100.0.2/32"]));
+    assert_eq!(config.allowed_ips, ips(&["10.100.0.2/32"]));
     assert_eq!(config.persistent_keepalive.map(std::num::NonZeroU16::get), Some(25));
     assert_eq!(config.preshared_key, Some(crate::types::PresharedKey::from_bytes([9; 32])));
     assert_eq!(wanted.routes, nets(&["10.100.0.2/32"]));
@@ -107,12 +107,12 @@ fn a_peer_with_this_nodes_own_id_or_key_is_left_out() {
 
 #[test]
 fn an_allowed_ip_that_two_peers_claim_stays_with_the_first_by_id() {
-    let shared = nets(&["10.7.0.0/16", "10.100.0.9/32"]);
+    let shared = ips(&["10.7.0.0/16", "10.100.0.9/32"]);
     let first = Peer { allowed_ips: shared.clone(), ..peer("n_b", 200, None) };
-    let second = Peer { allowed_ips: nets(&["10.7.0.0/16", "10.8.0.0/16"]), ..peer("n_c", 3, None) };
+    let second = Peer { allowed_ips: ips(&["10.7.0.0/16", "10.8.0.0/16"]), ..peer("n_c", 3, None) };
     let wanted = wanted(&desired([second, first]), ALLOW, &Resolved::new());
     assert_eq!(wanted.peers[&key(200)].config.allowed_ips, shared);
-    assert_eq!(wanted.peers[&key(3)].config.allowed_ips, nets(&["10.8.0.0/16"]));
+    assert_eq!(wanted.peers[&key(3)].config.allowed_ips, ips(&["10.8.0.0/16"]));
     assert_eq!(wanted.problems.len(), 1);
     let problem = &wanted.problems[&"n_c".parse::<NodeId>().unwrap()];
     assert_eq!(problem, "allowed IP 10.7.0.0/16 already belongs to n_b; it is left there");
@@ -120,7 +120,7 @@ fn an_allowed_ip_that_two_peers_claim_stays_with_the_first_by_id() {
 
 #[test]
 fn nobody_takes_this_nodes_own_address() {
-    let thief = Peer { allowed_ips: nets(&["10.100.0.1/32", "10.100.0.2/32"]), ..peer("n_b", 2, None) };
+    let thief = Peer { allowed_ips: ips(&["10.100.0.1/32", "10.100.0.2/32"]), ..peer("n_b", 2, None) };
     let wanted = wanted(&desired([thief]), ALLOW, &Resolved::new());
     assert_eq!(wanted.routes, nets(&["10.100.0.2/32"]));
     assert!(wanted.problems.values().next().unwrap().contains("already belongs to n_a"));
@@ -129,7 +129,7 @@ fn nobody_takes_this_nodes_own_address() {
 #[test]
 fn policy_takes_a_claimed_address_for_the_one_whom_wireguard_gives_it_to() {
     let own = "10.100.0.1";
-    let thief = Peer { allowed_ips: nets(&["10.100.0.1/32", "10.100.0.3/32"]), ..peer("n_b", 2, None) };
+    let thief = Peer { allowed_ips: ips(&["10.100.0.1/32", "10.100.0.3/32"]), ..peer("n_b", 2, None) };
     let mut desired = desired([thief, peer("n_c", 3, None)]);
     desired.policies = policies(&[("*", "n_b", Action::Allow)]);
     assert!(!admits(&desired, "10.100.0.3", own), "this node's address is not n_b's, whatever it claims");
@@ -140,9 +140,9 @@ fn policy_takes_a_claimed_address_for_the_one_whom_wireguard_gives_it_to() {
     assert!(admits(&desired, "10.100.0.3", own));
     let given = wanted(&desired, ALLOW, &Resolved::new());
     assert!(given.peers[&key(2)].config.allowed_ips.is_empty());
-    assert_eq!(given.peers[&key(3)].config.allowed_ips, nets(&["10.100.0.3/32"]));
+    assert_eq!(given.peers[&key(3)].config.allowed_ips, ips(&["10.100.0.3/32"]));
     // Of what two claim and is nobody's mesh address, only the first by id speaks for it.
-    let claims = |id: &str, seed| Peer { allowed_ips: nets(&["10.7.0.0/16"]), ..peer(id, seed, None) };
+    let claims = |id: &str, seed| Peer { allowed_ips: ips(&["10.7.0.0/16"]), ..peer(id, seed, None) };
     let mut desired = tests::desired([claims("n_b", 2), claims("n_c", 3)]);
     for (id, expected) in [("n_b", true), ("n_c", false)] {
         desired.policies = policies(&[(id, "n_a", Action::Allow)]);
@@ -152,8 +152,8 @@ fn policy_takes_a_claimed_address_for_the_one_whom_wireguard_gives_it_to() {
 
 #[test]
 fn a_wide_network_does_not_speak_for_what_others_have_in_it() {
-    let wide = Peer { allowed_ips: nets(&["10.0.0.0/8", "10.7.1.0/24"]), ..peer("n_b", 2, None) };
-    let inner = Peer { allowed_ips: nets(&["10.100.0.3/32", "10.7.0.0/16"]), ..peer("n_c", 3, None) };
+    let wide = Peer { allowed_ips: ips(&["10.0.0.0/8", "10.7.1.0/24"]), ..peer("n_b", 2, None) };
+    let inner = Peer { allowed_ips: ips(&["10.100.0.3/32", "10.7.0.0/16"]), ..peer("n_c", 3, None) };
     let mut desired = desired([wide, inner]);
     for (id, theirs, others) in [
         ("n_b", ["10.1.1.1", "10.7.1.1", "10.100.0.2"], ["10.7.0.1", "10.100.0.3", "10.100.0.1"]),
@@ -178,12 +178,12 @@ fn a_wide_network_does_not_speak_for_what_others_have_in_it() {
 
 #[test]
 fn a_network_that_covers_everything_is_allowed_and_routed_and_is_the_first_ones_of_two() {
-    let exit = Peer { allowed_ips: nets(&["0.0.0.0/0", "::/0", "10.100.0.2/32"]), ..peer("n_b", 2, None) };
-    let other = Peer { allowed_ips: nets(&["0.0.0.0/0", "10.100.0.3/32"]), ..peer("n_c", 3, None) };
+    let exit = Peer { allowed_ips: ips(&["0.0.0.0/0", "::/0", "10.100.0.2/32"]), ..peer("n_b", 2, None) };
+    let other = Peer { allowed_ips: ips(&["0.0.0.0/0", "10.100.0.3/32"]), ..peer("n_c", 3, None) };
     let wanted = wanted(&desired([exit, other]), ALLOW, &Resolved::new());
     assert_eq!(wanted.routes, nets(&["0.0.0.0/0", "::/0", "10.100.0.2/32", "10.100.0.3/32"]));
     assert_eq!(wanted.peers[&key(2)].config.allowed_ips.len(), 3);
-    assert_eq!(wanted.peers[&key(3)].config.allowed_ips, nets(&["10.100.0.3/32"]));
+    assert_eq!(wanted.peers[&key(3)].config.allowed_ips, ips(&["10.100.0.3/32"]));
     let problems: Vec<_> =
         wanted.problems.iter().map(|(id, problem)| (id.as_str(), problem.as_str())).collect();
     assert_eq!(problems, [("n_c", "allowed IP 0.0.0.0/0 already belongs to n_b; it is left there")]);

@@ -1,6 +1,7 @@
 //! The rules of versions, tombstones and the outbox.
 
 use super::*;
+use crate::reports::{MAX_ENTRIES, MAX_TOTAL_BYTES, MAX_UNSENT};
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();
@@ -91,11 +92,11 @@ fn the_outbox_holds_the_newest_change_per_key_until_that_one_is_confirmed() {
     one(&mut store, put("a", "1", None)).unwrap();
     one(&mut store, put("b", "1", None)).unwrap();
     one(&mut store, delete("b", None)).unwrap();
-    let batch = store.outbox(10, 1024).unwrap();
+    let batch = store.outbox(u64::MAX, 10, 1024).unwrap();
     assert_eq!((batch.entries.len(), batch.deleted.len()), (1, 1));
     one(&mut store, put("a", "2", None)).unwrap();
     store.confirm(&batch).unwrap();
-    let rest = store.outbox(10, 1024).unwrap();
+    let rest = store.outbox(u64::MAX, 10, 1024).unwrap();
     assert_eq!(rest.entries.iter().map(|entry| entry.version).collect::<Vec<_>>(), [2]);
     assert!(rest.deleted.is_empty());
 }
@@ -106,16 +107,20 @@ fn batches_are_bounded_in_number_and_bytes() {
     for n in 0..5 {
         one(&mut store, put(&format!("k{n}"), r#""0123456789""#, None)).unwrap();
     }
-    assert_eq!(store.outbox(3, 1024).unwrap().len(), 3);
-    assert_eq!(store.outbox(10, 70).unwrap().len(), 2);
-    assert_eq!(store.outbox(10, 1).unwrap().len(), 1, "one goes even when it is larger than the bound");
+    assert_eq!(store.outbox(u64::MAX, 3, 1024).unwrap().len(), 3);
+    assert_eq!(store.outbox(u64::MAX, 10, 70).unwrap().len(), 2);
+    assert_eq!(
+        store.outbox(u64::MAX, 10, 1).unwrap().len(),
+        1,
+        "one goes even when it is larger than the bound"
+    );
 }
 
 #[test]
 fn a_conflicted_entry_stays_and_is_sent_again_only_after_a_new_write() {
     let (_folder, mut store) = store();
     one(&mut store, put("a", "1", None)).unwrap();
-    let batch = store.outbox(10, 1024).unwrap();
+    let batch = store.outbox(u64::MAX, 10, 1024).unwrap();
     store.mark_conflicted(&batch).unwrap();
     assert_eq!(store.counts().unwrap(), Counts { entries: 1, pending: 0, conflicted: 1 });
     one(&mut store, put("a", "2", None)).unwrap();
@@ -129,10 +134,10 @@ fn everything_is_there_after_reopening_and_payloads_are_kept_byte_for_byte() {
     one(&mut store, put("a/b", payload, None)).unwrap();
     drop(store);
     let mut store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
-    let entries = store.entries().unwrap();
-    assert_eq!(entries.len(), 1);
-    assert_eq!(entries[0].payload, payload);
-    assert_eq!((entries[0].version, entries[0].revision), (1, 1));
+    let told = store.changes(Cursor::default(), 10, 1024).unwrap();
+    let [Change::Put(entry)] = told.changes.as_slice() else { panic!("{told:?}") };
+    assert_eq!(entry.payload, payload);
+    assert_eq!((entry.version, entry.revision), (1, 1));
     assert_eq!(store.counts().unwrap().pending, 1);
 }
 
@@ -147,20 +152,151 @@ fn what_is_not_a_report_is_refused() {
 }
 
 #[test]
-fn a_damaged_database_is_set_aside_and_a_new_one_serves() {
+fn a_damaged_database_is_set_aside_and_a_new_one_serves_with_versions_above_what_was() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("reports.redb");
-    let open = || Store::open(&path, jiff::Timestamp::UNIX_EPOCH);
-    let (mut store, _) = open().unwrap();
+    let open = |now| Store::open(&path, now);
+    let mut now: jiff::Timestamp = "2026-01-15T10:30:00Z".parse().unwrap();
+    let (mut store, _) = open(now).unwrap();
     let writes = (0..200).map(|n| put(&format!("key-{n}"), "1", None)).collect();
     store.commit(writes, "2026-01-15T10:30:00Z").unwrap();
     drop(store);
     let bytes = std::fs::read(&path).unwrap();
+    let mut last = 1;
     for damaged in [&bytes[..bytes.len() / 2], b"not a database"] {
         std::fs::write(&path, damaged).unwrap();
-        let (mut store, aside) = open().unwrap();
+        let (mut store, aside) = open(now).unwrap();
         assert_eq!(std::fs::read(aside.unwrap()).unwrap(), damaged);
         assert_eq!(store.counts().unwrap(), Counts::default());
-        assert!(store.commit(vec![put("a", "1", None)], "2026-01-15T10:30:00Z").unwrap()[0].is_ok());
+        let version = one(&mut store, put("key-1", "1", None)).unwrap();
+        assert!(version > last, "{version} comes after {last}");
+        last = version;
+        drop(store);
+        let (mut store, _) = open(now).unwrap();
+        assert_eq!(one(&mut store, put("key-1", "1", None)), Ok(version + 1));
+        last += 1;
+        now += jiff::SignedDuration::from_secs(1);
     }
+}
+
+#[test]
+fn the_outbox_is_by_age_and_ends_where_it_is_asked_to() {
+    let (_folder, mut store) = store();
+    for key in ["z", "y", "a", "b"] {
+        one(&mut store, put(key, "1", None)).unwrap();
+    }
+    let newest = store.position().revision;
+    one(&mut store, put("a", "2", None)).unwrap();
+    one(&mut store, put("c", "1", None)).unwrap();
+    let keys = |batch: Batch| batch.entries.into_iter().map(|entry| entry.key).collect::<Vec<_>>();
+    assert_eq!(keys(store.outbox(newest, 10, 1024).unwrap()), ["z", "y", "b"]);
+    assert_eq!(keys(store.outbox(newest, 2, 1024).unwrap()), ["z", "y"]);
+    assert_eq!(keys(store.outbox(u64::MAX, 10, 1024).unwrap()), ["z", "y", "b", "a", "c"]);
+}
+
+#[test]
+fn all_entries_together_are_bounded_and_what_is_deleted_or_shrinks_makes_room() {
+    let (folder, mut store) = store();
+    // With a key of two bytes and a content type of one.
+    let sized = |key: &str, bytes: usize| {
+        let payload = format!("\"{}\"", "x".repeat(bytes - 5));
+        Write::Put(Put { key: key.into(), content_type: "t".into(), payload: payload.into(), if_match: None })
+    };
+    for key in ["k0", "k1", "k2"] {
+        assert_eq!(one(&mut store, sized(key, 1000)), Ok(1));
+    }
+    assert_eq!(store.index.bytes, 3000);
+    // As if there were many more.
+    store.index.bytes = MAX_TOTAL_BYTES - 100;
+    assert_eq!(one(&mut store, sized("k3", 101)), Err(Refusal::InsufficientStorage));
+    assert_eq!(one(&mut store, sized("k0", 1101)), Err(Refusal::InsufficientStorage));
+    assert_eq!(one(&mut store, sized("k3", 100)), Ok(1));
+    assert_eq!(one(&mut store, sized("k0", 1001)), Err(Refusal::InsufficientStorage));
+    assert_eq!(one(&mut store, sized("k0", 1000)), Ok(2));
+    assert_eq!(one(&mut store, sized("k0", 900)), Ok(3));
+    assert_eq!(one(&mut store, sized("k4", 100)), Ok(1));
+    // Within one commit, too.
+    let writes = vec![delete("k1", None), sized("k5", 600), sized("k6", 600), sized("k7", 400)];
+    let outcomes = store.commit(writes, "t").unwrap();
+    assert!(matches!(outcomes[2], Err(Refusal::InsufficientStorage)), "{outcomes:?}");
+    assert!(outcomes[1].is_ok() && outcomes[3].is_ok(), "{outcomes:?}");
+    assert_eq!(store.index.bytes, MAX_TOTAL_BYTES);
+    // Smaller than before is smaller, however much there is.
+    store.index.bytes = 2 * MAX_TOTAL_BYTES;
+    assert_eq!(one(&mut store, sized("k0", 899)), Ok(4));
+    drop(store);
+    let store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
+    assert_eq!(store.index.bytes, 899 + 1000 + 100 + 100 + 600 + 400);
+}
+
+#[test]
+fn what_watchers_do_not_know_comes_in_parts_and_is_whole_at_the_end_whatever_is_written_meanwhile() {
+    let (_folder, mut store) = store();
+    for n in 0..10 {
+        one(&mut store, put(&format!("k{n}"), "1", None)).unwrap();
+    }
+    let mut known = std::collections::BTreeMap::new();
+    let (mut cursor, mut parts) = (Cursor::default(), 0);
+    loop {
+        let told = store.changes(cursor, 3, usize::MAX).unwrap();
+        assert_eq!(told.reset, parts == 0);
+        for change in told.changes {
+            match change {
+                Change::Put(entry) => known.insert(entry.key, entry.version),
+                Change::Deleted(deleted) => known.remove(&deleted.key),
+            };
+        }
+        cursor = told.cursor;
+        parts += 1;
+        if told.complete {
+            break;
+        }
+        if parts == 2 {
+            one(&mut store, put("k0", "2", None)).unwrap();
+            one(&mut store, delete("k1", None)).unwrap();
+            one(&mut store, delete("k9", None)).unwrap();
+            one(&mut store, put("k9", "2", None)).unwrap();
+        }
+    }
+    let there: Vec<_> = known.iter().map(|(key, version)| (key.as_str(), *version)).collect();
+    let expected =
+        [("k0", 2), ("k2", 1), ("k3", 1), ("k4", 1), ("k5", 1), ("k6", 1), ("k7", 1), ("k8", 1), ("k9", 2)];
+    assert_eq!((there, parts), (expected.to_vec(), 4));
+    let rest = store.changes(cursor, 3, usize::MAX).unwrap();
+    assert!(rest.complete && rest.changes.is_empty() && !rest.reset);
+    // By size, too.
+    assert_eq!(store.changes(Cursor::default(), 99, 1).unwrap().changes.len(), 1);
+}
+
+#[test]
+fn whoever_missed_deletions_that_are_not_remembered_is_told_everything_anew() {
+    let (folder, mut store) = store();
+    one(&mut store, put("a", "1", None)).unwrap();
+    one(&mut store, put("b", "1", None)).unwrap();
+    let cursor = store.changes(Cursor::default(), 9, 999).unwrap().cursor;
+    one(&mut store, delete("b", None)).unwrap();
+    drop(store);
+    let mut store = Store::open(&folder.path().join("reports.redb"), jiff::Timestamp::UNIX_EPOCH).unwrap().0;
+    let told = store.changes(cursor, 9, 999).unwrap();
+    assert!(told.reset && told.complete && told.changes.len() == 1, "{told:?}");
+    assert!(!store.changes(told.cursor, 9, 999).unwrap().reset);
+}
+
+#[test]
+fn no_entry_is_created_while_too_many_changes_are_unsent() {
+    let (_folder, mut store) = store();
+    one(&mut store, put("old", "1", None)).unwrap();
+    let unsent = store.durably(|transaction, _| {
+        let mut outbox = transaction.open_table(OUTBOX).map_err(database_error)?;
+        for n in 1..MAX_UNSENT {
+            outbox.insert(format!("k{n}").as_str(), 1).map_err(database_error)?;
+        }
+        Ok(())
+    });
+    unsent.unwrap();
+    assert_eq!(one(&mut store, put("new", "1", None)), Err(Refusal::TooManyEntries));
+    assert_eq!(one(&mut store, put("old", "2", None)), Ok(2));
+    let sent = store.outbox(u64::MAX, 1, 1024).unwrap();
+    store.confirm(&sent).unwrap();
+    assert_eq!(one(&mut store, put("new", "1", None)), Ok(1));
 }

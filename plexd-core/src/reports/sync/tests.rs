@@ -230,3 +230,37 @@ async fn a_control_plane_that_fails_within_a_refused_batch_is_given_time() {
     assert!(pause >= Duration::from_millis(700), "{pause:?}");
     rig.stopped().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_writes_is_gathered_again_and_again_and_the_oldest_are_never_passed_over() {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&requests);
+    let plane = ScriptedControlPlane::start(move |request| {
+        let body: Value = serde_json::from_str(request.split_once("\r\n\r\n").unwrap().1).unwrap();
+        let entries = body["entries"].as_array().unwrap().clone();
+        let keys: Vec<String> =
+            entries.iter().map(|entry| entry["key"].as_str().unwrap().to_owned()).collect();
+        seen.lock().unwrap().push(keys);
+        ("200 OK", "{}".to_owned())
+    })
+    .await;
+    let rig = new(plane.client(), crate::reconcile::tests::identity(), Duration::from_secs(5));
+    // All keys of the hot ones come before those that are written once.
+    let quiet: Vec<String> = (0..500).map(|n| format!("z{n}")).collect();
+    futures_util::future::join_all(quiet.iter().map(|key| rig.put(key, "1"))).await;
+    // A thread of the writer keeps time from moving by itself.
+    for second in 0..60 {
+        let hot: Vec<String> = (0..100).map(|n| format!("a{}", (second * 100 + n) % 1_000)).collect();
+        futures_util::future::join_all(hot.iter().map(|key| rig.put(key, "1"))).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+        // What is under way gets there: the network has a time of its own.
+        for _ in 0..50 {
+            rig.reports.outbox(0, 1, 1).await.unwrap();
+        }
+    }
+    let sent = requests.lock().unwrap().clone();
+    assert!((5..=13).contains(&sent.len()), "{} requests", sent.len());
+    let sent: std::collections::BTreeSet<_> = sent.into_iter().flatten().collect();
+    assert!(quiet.iter().all(|key| sent.contains(key)), "{} of all", sent.len());
+    rig.stopped().await;
+}

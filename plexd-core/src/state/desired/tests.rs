@@ -228,7 +228,7 @@ fn a_pull_takes_order_and_content_over_and_says_what_was_wrong() {
         kinds(&corrections),
         ["signing_keys_updated", "metadata_updated", "data_updated", "secret_refs_updated"]
     );
-    assert_eq!(corrections[2].detail, "a, n, z");
+    assert_eq!(corrections[2].detail, "a, n", "z stays where it is");
     assert_eq!(listed(&after.data), ["a", "n", "z"]);
     for key in ["a", "z"] {
         assert!(Arc::ptr_eq(after.data.get(key).unwrap(), before.data.get(key).unwrap()), "{key} only moved");
@@ -240,6 +240,19 @@ fn a_pull_takes_order_and_content_over_and_says_what_was_wrong() {
     assert_eq!(kinds(&corrections), ["data_updated", "secret_refs_updated"]);
     assert!(emptied.data.is_empty() && emptied.peers.is_empty() && emptied.policies.policies.is_empty());
     assert_eq!(emptied.signing_keys, after.signing_keys, "keys that are not named stay");
+}
+
+#[test]
+fn of_many_entries_only_those_that_went_came_or_moved_are_told_as_drift() {
+    let many = |from: u32| (from..10_000).map(|n| data(&format!("k{n:05}"), 1)).collect::<Vec<_>>();
+    let before = Desired::default().replaced_by(FullState { data: many(0), ..FullState::default() }).0;
+    let (after, corrections) = before.replaced_by(FullState { data: many(1), ..FullState::default() });
+    assert_eq!(corrections, [Correction::new(Kind::DataUpdated, "k00000")]);
+    let mut moved = many(1);
+    moved.rotate_left(1);
+    moved.insert(5_000, data("new", 1));
+    let (_, corrections) = after.replaced_by(FullState { data: moved, ..FullState::default() });
+    assert_eq!(corrections, [Correction::new(Kind::DataUpdated, "k00001, new")]);
 }
 
 #[test]

@@ -29,6 +29,9 @@ struct Secret {
     /// Gone when deleted; the version stays, so that a new value continues above it.
     value: Option<String>,
     version: u64,
+    /// Place in the order in which secrets were first set.
+    #[serde(default)]
+    place: usize,
 }
 
 /// A secret's key and version, as `secret_refs` lists them.
@@ -122,7 +125,8 @@ impl Desired {
 
     /// Sets a secret and returns its new version.
     pub(crate) fn set_secret(&mut self, key: &str, value: String) -> u64 {
-        let secret = self.secrets.entry(key.to_owned()).or_insert(Secret { value: None, version: 0 });
+        let place = self.secrets.len();
+        let secret = self.secrets.entry(key.to_owned()).or_insert(Secret { value: None, version: 0, place });
         secret.version += 1;
         secret.value = Some(value);
         secret.version
@@ -139,13 +143,11 @@ impl Desired {
         Some((secret.value.as_deref()?, secret.version))
     }
 
-    /// Keys and versions of the secrets there are.
+    /// Keys and versions of the secrets there are, in the order in which they were first set.
     pub(crate) fn secret_refs(&self) -> Vec<SecretRef<'_>> {
-        self.secrets
-            .iter()
-            .filter(|(_, secret)| secret.value.is_some())
-            .map(|(key, secret)| SecretRef { key, version: secret.version })
-            .collect()
+        let mut secrets: Vec<_> = self.secrets.iter().filter(|(_, secret)| secret.value.is_some()).collect();
+        secrets.sort_by_key(|(_, secret)| secret.place);
+        secrets.into_iter().map(|(key, secret)| SecretRef { key, version: secret.version }).collect()
     }
 }
 

@@ -1,9 +1,9 @@
 //! The Local Node API, as the guide has it: its own lines, its statuses, its groups.
 
-use plexd_e2e::{As, guide};
+use plexd_e2e::{As, guide, wait_until};
 use serde_json::{Value, json};
 
-use crate::support::Single;
+use crate::support::{SOON, Single};
 
 const TCP: &str =
     "node_api:\n  http_enabled: true\n  http_token_file: /etc/plexd/api-token\n  report_debounce: 100ms\n";
@@ -16,62 +16,73 @@ fn guide_line(single: &Single, line: &str) -> Value {
     single.a.node.host().shell(Some(As::user("plexdt-api")), line).succeeded().json()
 }
 
-/// Removes what no two runs have in common.
+/// Types a line of the guide as a user of group `plexd`; the answer has to be the guide's, but for the time of a report.
 #[track_caller]
-fn without_time(mut entry: Value) -> Value {
-    let time = entry.as_object_mut().and_then(|entry| entry.remove("updated_at"));
-    let time = time.as_ref().and_then(Value::as_str).unwrap_or_default();
-    assert!(time.len() >= 20 && time.ends_with('Z'), "RFC 3339, UTC: {time:?}");
-    entry
+fn answers(single: &Single, line: &str, answer: &str) {
+    let expected: Value = serde_json::from_str(answer).expect("the guide's answers are JSON");
+    let mut found = guide_line(single, line);
+    if let (Some(found), Some(expected)) = (found.get_mut("updated_at"), expected.get("updated_at"))
+        && found != expected
+    {
+        let time = found.as_str().unwrap_or_default();
+        assert!(time.len() >= 20 && time.ends_with('Z'), "RFC 3339, UTC: {time:?}");
+        *found = expected.clone();
+    }
+    assert_eq!(found, expected, "{line}");
+}
+
+#[test]
+fn reading_node_state_gives_the_guides_answer() {
+    let single = Single::new("");
+    let data =
+        json!([{ "key": "nginx.conf", "content_type": "text/plain", "payload": "server {}", "version": 3 }]);
+    let metadata = json!({ "node_id": "edge-us-west-42", "region": "us-west-2", "role": "gateway" });
+    single.control_plane.set_state(&single.a.id, &json!({ "metadata": metadata, "data": data }));
+    single.control_plane.set_secret(&single.a.id, "tls%2Fserver.key", "PEM");
+    for _ in 0..5 {
+        single.put_report("health", "1");
+    }
+    let expected: Value = serde_json::from_str(guide::STATE_ANSWER).expect("the guide's answers are JSON");
+    single.wait_api("/v1/state", |state| *state == expected);
+    answers(&single, guide::CONNECT, guide::STATE_ANSWER);
+    answers(&single, guide::STATE, guide::STATE_ANSWER);
 }
 
 #[test]
 fn the_guides_lines_give_the_guides_answers() {
-    let single = Single::new("").with_the_guides_state();
-    let metadata = json!({ "node_id": "edge-us-west-42", "region": "us-west-2", "role": "gateway" });
-    let data_keys = json!([
-        { "key": "nginx.conf", "version": 3, "content_type": "text/plain" },
-        { "key": "routes.json", "version": 1, "content_type": "application/json" },
-    ]);
-    let secret_keys =
-        json!([{ "key": "db/password", "version": 2 }, { "key": "tls/server.key", "version": 1 }]);
-    assert_eq!(guide_line(&single, guide::SECRETS), secret_keys);
-    let state = json!({
-        "metadata": metadata, "data_keys": data_keys, "secret_keys": secret_keys, "report_keys": [],
-    });
-    assert_eq!(guide_line(&single, guide::CONNECT), state);
-    assert_eq!(guide_line(&single, guide::STATE), state);
-    assert_eq!(guide_line(&single, guide::METADATA), metadata);
-    assert_eq!(guide_line(&single, guide::METADATA_REGION), json!({ "key": "region", "value": "us-west-2" }));
-    assert_eq!(guide_line(&single, guide::DATA), data_keys);
-    assert_eq!(
-        guide_line(&single, guide::DATA_ROUTES),
-        json!({
-            "key": "routes.json", "content_type": "application/json",
-            "payload": { "default_backend": "10.0.0.5:8080" }, "version": 1, "updated_at": "2025-06-01T12:34:56Z",
-        })
-    );
-
-    let entry = |version, status, uptime| {
-        json!({
-            "key": "health", "content_type": "application/json",
-            "payload": { "status": status, "uptime_s": uptime }, "version": version,
-        })
-    };
-    assert_eq!(without_time(guide_line(&single, guide::REPORT_CREATE)), entry(1, "healthy", 86_400));
-    let updated = guide_line(&single, guide::REPORT_UPDATE);
-    assert_eq!(without_time(updated.clone()), entry(2, "degraded", 90_000));
-    assert_eq!(guide_line(&single, guide::REPORT_UPDATE), json!({ "error": "version conflict" }));
-    assert_eq!(guide_line(&single, guide::REPORT_READ), updated);
-    assert_eq!(guide_line(&single, guide::REPORT_LIST), json!([{ "key": "health", "version": 2 }]));
+    let mut single = Single::new("").with_the_guides_state();
+    for (line, answer) in [
+        (guide::METADATA, guide::METADATA_ANSWER),
+        (guide::METADATA_REGION, guide::METADATA_REGION_ANSWER),
+        (guide::DATA, guide::DATA_ANSWER),
+        (guide::DATA_ROUTES, guide::DATA_ROUTES_ANSWER),
+        (guide::SECRETS, guide::SECRETS_ANSWER),
+        (guide::REPORT_CREATE, guide::REPORT_CREATE_ANSWER),
+        (guide::REPORT_UPDATE, guide::REPORT_UPDATE_ANSWER),
+        (guide::REPORT_UPDATE, guide::VERSION_CONFLICT),
+        (guide::REPORT_READ, guide::REPORT_UPDATE_ANSWER),
+    ] {
+        answers(&single, line, answer);
+    }
+    single.put_report("inventory", "[]");
+    answers(&single, guide::REPORT_LIST, guide::REPORT_LIST_ANSWER);
 
     let host = single.a.node.host();
     let delete = format!("{} -w '%{{http_code}}'", guide::REPORT_DELETE);
     let user = Some(As::user("plexdt-api"));
     assert_eq!(host.shell(user, &delete).succeeded().stdout, "204");
     assert_eq!(host.shell(user, &delete).succeeded().stdout, "{\"error\":\"not found\"}404");
-    assert_eq!(guide_line(&single, guide::REPORT_READ), json!({ "error": "not found" }));
-    assert_eq!(guide_line(&single, guide::REPORT_LIST), json!([]));
+    answers(&single, guide::REPORT_READ, guide::NOT_FOUND);
+
+    // Who may read secrets is in both groups.
+    let secret = |single: &Single| {
+        let both = Some(As::user("plexdt-both"));
+        single.a.node.host().shell(both, guide::SECRET_PASSWORD).succeeded().json()
+    };
+    let of = |answer: &str| serde_json::from_str::<Value>(answer).expect("the guide's answers are JSON");
+    assert_eq!(secret(&single), of(guide::SECRET_PASSWORD_ANSWER));
+    single.control_plane.stop();
+    assert_eq!(secret(&single), of(guide::CONTROL_PLANE_UNAVAILABLE));
 }
 
 #[test]
@@ -159,31 +170,47 @@ fn the_groups_a_process_has_decide_what_it_may() {
 
 #[test]
 fn tcp_needs_the_token_for_everything() {
-    let single = Single::new(TCP).with_the_guides_state();
+    let mut single = Single::new(TCP).with_the_guides_state();
+    single.a.node.host().shell(None, guide::TOKEN).expect_success();
+    // Only plexd-core reads the token, when it starts.
+    single.a.node.take_core().terminate();
+    single.a.node.start_core();
     let node = &single.a.node;
     let host = node.host();
-    let state = host.shell(None, guide::TCP_STATE).succeeded().json();
+    let token = host.shell(None, "cat /etc/plexd/api-token").succeeded().stdout;
+    let token = token.trim();
+    let answer = wait_until(SOON, "the new token", || {
+        let output = host.shell(None, guide::TCP_STATE);
+        let answer = output.json();
+        if answer["metadata"].is_object() { Ok(answer) } else { Err(output) }
+    });
+    let state = answer;
     assert_eq!(state["metadata"]["region"], "us-west-2");
     assert_eq!(host.shell(None, guide::CONNECT_TCP).succeeded().json(), state);
     assert_eq!(host.shell(None, guide::TCP_REPORT).succeeded().json()["version"], 1);
-    let right = ["-H", "Authorization: Bearer tcp-token"];
+    let right = format!("Authorization: Bearer {token}");
+    let right = ["-H", right.as_str()];
     let secret = node.curl_tcp("/v1/state/secrets/db%2Fpassword", &right).unwrap().with_status(200);
     assert_eq!(secret.json()["value"], "s3cret-p@ssw0rd");
 
+    let shorter = format!("Authorization: Bearer {}", &token[..token.len() - 1]);
+    let longer = format!("Authorization: Bearer {token}2");
+    let bare = format!("Authorization: {token}");
     let wrong: [&[&str]; 6] = [
         &[],
-        &["-H", "Authorization: Bearer tcp-toke"],
-        &["-H", "Authorization: Bearer tcp-token2"],
+        &["-H", &shorter],
+        &["-H", &longer],
         &["-H", "Authorization: Bearer "],
         &["-H", "Authorization: Basic dGNwLXRva2Vu"],
-        &["-H", "Authorization: tcp-token"],
+        &["-H", &bare],
     ];
+    let unauthorized: Value =
+        serde_json::from_str(guide::UNAUTHORIZED).expect("the guide's answers are JSON");
     for arguments in wrong {
         for path in ["/v1/state", "/v1/state/secrets/db%2Fpassword", "/v1/state/report/health", "/v1/nowhere"]
         {
             let answer = node.curl_tcp(path, arguments).unwrap();
-            let expected = (401, json!({ "error": "unauthorized" }));
-            assert_eq!((answer.status, answer.json()), expected, "{path} {arguments:?}");
+            assert_eq!((answer.status, &answer.json()), (401, &unauthorized), "{path} {arguments:?}");
         }
     }
 }

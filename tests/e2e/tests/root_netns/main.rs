@@ -1,12 +1,14 @@
 //! plexd from outside: the real daemons under their real users, each test in namespaces of its own. Needs root and all
 //! programs of the workspace, built.
 
+mod access;
 mod api;
 mod bad_input;
 mod conformance;
 mod control_plane;
 mod deregister;
 mod drift;
+mod durability;
 mod endpoints;
 mod events;
 mod everything;
@@ -22,4 +24,5 @@ mod policy;
 mod privileges;
 mod restart;
 mod rotation;
+mod secrets;
 mod support;

@@ -194,6 +194,11 @@ impl Single {
         Self { a, control_plane, _lab: lab }
     }
 
+    /// Makes it of a node that is enrolled already.
+    pub(crate) fn of(a: Member, control_plane: ControlPlane, lab: Lab) -> Self {
+        Self { a, control_plane, _lab: lab }
+    }
+
     /// Gives the node the metadata, data and secrets of the guide's examples, and waits until the API shows them.
     #[track_caller]
     pub(crate) fn with_the_guides_state(self) -> Self {
@@ -212,7 +217,7 @@ impl Single {
         }
         // In the control plane's order, which the pull after the events brings.
         let secret_keys =
-            json!([{ "key": "db/password", "version": 2 }, { "key": "tls/server.key", "version": 1 }]);
+            json!([{ "key": "tls/server.key", "version": 1 }, { "key": "db/password", "version": 2 }]);
         self.wait_api("/v1/state", |state| {
             state["data_keys"].as_array().map(Vec::len) == Some(2) && state["secret_keys"] == secret_keys
         });

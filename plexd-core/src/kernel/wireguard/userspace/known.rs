@@ -2,13 +2,15 @@
 //! differs is set. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 
+use super::owners::Owners;
 use crate::kernel::{ObservedPeer, PeerChange, PeerConfig};
-use crate::types::{PresharedKey, PublicKey};
+use crate::types::{AllowedIps, PresharedKey, PublicKey};
 
 /// One edit of the device.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,7 +44,7 @@ pub(super) struct Modification {
     pub(super) public_key: PublicKey,
     pub(super) preshared_key: Member<Option<PresharedKey>>,
     pub(super) endpoint: Member<SocketAddr>,
-    pub(super) allowed_ips: Member<BTreeSet<IpNet>>,
+    pub(super) allowed_ips: Member<AllowedIps>,
     pub(super) persistent_keepalive: Member<Option<NonZeroU16>>,
 }
 
@@ -66,30 +68,50 @@ impl Modification {
 #[derive(Debug, Default)]
 pub(super) struct Known {
     peers: BTreeMap<PublicKey, PeerConfig>,
-    /// Which peer has an allowed IP: one at most, as in the kernel.
-    owners: BTreeMap<IpNet, PublicKey>,
+    owners: Owners,
 }
 
 impl Known {
-    /// Takes over what the device really has, so that a change that was broken off halfway is made up for.
-    pub(super) fn from_observed(observed: &BTreeMap<PublicKey, ObservedPeer>) -> Self {
-        let config = |(public_key, peer): (&PublicKey, &ObservedPeer)| {
-            let config = PeerConfig {
-                public_key: *public_key,
-                preshared_key: peer.preshared_key.clone(),
-                endpoint: peer.endpoint,
-                allowed_ips: peer.allowed_ips.clone(),
-                persistent_keepalive: peer.persistent_keepalive,
-            };
-            (*public_key, config)
-        };
-        let owners = observed.iter().flat_map(|(key, peer)| peer.allowed_ips.iter().map(|ip| (*ip, *key)));
-        Self { peers: observed.iter().map(config).collect(), owners: owners.collect() }
+    /// Returns how a peer was set.
+    pub(super) fn get(&self, key: &PublicKey) -> Option<&PeerConfig> {
+        self.peers.get(key)
     }
 
-    /// Returns whether there are no peers.
-    pub(super) fn is_empty(&self) -> bool {
-        self.peers.is_empty()
+    /// Returns the peers whose keys come after `last`, as they were set.
+    pub(super) fn after(&self, last: Option<PublicKey>) -> impl Iterator<Item = (&PublicKey, &PeerConfig)> {
+        let start = last.map_or(Bound::Unbounded, Bound::Excluded);
+        self.peers.range((start, Bound::Unbounded))
+    }
+
+    /// Returns the peer to which an address belongs.
+    pub(super) fn owner(&self, address: IpAddr) -> Option<&PublicKey> {
+        self.owners.find(address)
+    }
+
+    /// Returns whether the device has of a peer what it was told.
+    pub(super) fn agrees(&self, key: &PublicKey, observed: &ObservedPeer) -> bool {
+        self.peers.get(key).is_some_and(|known| {
+            known.preshared_key == observed.preshared_key
+                && known.allowed_ips == observed.allowed_ips
+                && known.persistent_keepalive == observed.persistent_keepalive
+        })
+    }
+
+    /// Takes over what the device really has of a peer, so that a change that was broken off halfway is made up for.
+    pub(super) fn correct(&mut self, key: &PublicKey, observed: &ObservedPeer) {
+        if self.agrees(key, observed) {
+            return;
+        }
+        self.remove(key);
+        self.take_from_others(key, &observed.allowed_ips);
+        let config = PeerConfig {
+            public_key: *key,
+            preshared_key: observed.preshared_key.clone(),
+            endpoint: observed.endpoint,
+            allowed_ips: observed.allowed_ips.clone(),
+            persistent_keepalive: observed.persistent_keepalive,
+        };
+        self.peers.insert(*key, config);
     }
 
     /// Returns the keys of the peers that are to be kept alive.
@@ -104,7 +126,9 @@ impl Known {
             PeerChange::Remove(public_key) => self.remove(public_key).into_iter().collect(),
             PeerChange::Set(config) => {
                 let mut config = config.clone();
-                config.allowed_ips = config.allowed_ips.iter().map(IpNet::trunc).collect();
+                if config.allowed_ips.iter().any(|net| *net != net.trunc()) {
+                    config.allowed_ips = config.allowed_ips.iter().map(IpNet::trunc).collect();
+                }
                 let mut edits = self.take_over(&config);
                 edits.extend(self.set(config));
                 edits
@@ -112,26 +136,18 @@ impl Known {
         }
     }
 
-    fn remove(&mut self, public_key: &PublicKey) -> Option<Edit> {
+    /// Forgets a peer that the device does not have.
+    pub(super) fn remove(&mut self, public_key: &PublicKey) -> Option<Edit> {
         let config = self.peers.remove(public_key)?;
         for allowed_ip in &config.allowed_ips {
-            self.owners.remove(allowed_ip);
+            self.owners.remove(allowed_ip, public_key);
         }
         Some(Edit::Remove(*public_key))
     }
 
     /// Takes the allowed IPs of `config` from the peers that have them: the last one set has it, as in the kernel.
     fn take_over(&mut self, config: &PeerConfig) -> Vec<Edit> {
-        let mut losers = BTreeSet::new();
-        for allowed_ip in &config.allowed_ips {
-            let Some(owner) = self.owners.insert(*allowed_ip, config.public_key) else { continue };
-            if owner != config.public_key
-                && let Some(loser) = self.peers.get_mut(&owner)
-            {
-                loser.allowed_ips.remove(allowed_ip);
-                losers.insert(owner);
-            }
-        }
+        let losers = self.take_from_others(&config.public_key, &config.allowed_ips);
         let shrink = |loser: PublicKey| {
             let allowed_ips = self.peers.get(&loser).map(|config| config.allowed_ips.clone());
             let allowed_ips = Member::Set(allowed_ips.unwrap_or_default());
@@ -140,12 +156,26 @@ impl Known {
         losers.into_iter().map(shrink).collect()
     }
 
+    /// Gives `allowed_ips` to the peer `key`, and returns who had one of them.
+    fn take_from_others(&mut self, key: &PublicKey, allowed_ips: &AllowedIps) -> BTreeSet<PublicKey> {
+        let owners = allowed_ips.iter().filter_map(|net| self.owners.insert(*net, *key));
+        let losers: BTreeSet<PublicKey> = owners.filter(|owner| owner != key).collect();
+        for loser in &losers {
+            if let Some(loser) = self.peers.get_mut(loser) {
+                loser.allowed_ips.retain(|net| !allowed_ips.contains(net));
+            }
+        }
+        losers
+    }
+
     fn set(&mut self, config: PeerConfig) -> Option<Edit> {
-        let Some(known) = self.peers.insert(config.public_key, config.clone()) else {
-            return Some(Edit::Add(config));
-        };
-        for dropped in known.allowed_ips.difference(&config.allowed_ips) {
-            self.owners.remove(dropped);
+        let known = self.peers.insert(config.public_key, config.clone());
+        let Some(known) = known else { return Some(Edit::Add(config)) };
+        if let (None, Some(peer)) = (config.endpoint, self.peers.get_mut(&config.public_key)) {
+            peer.endpoint = known.endpoint;
+        }
+        for dropped in known.allowed_ips.iter().filter(|net| !config.allowed_ips.contains(net)) {
+            self.owners.remove(dropped, &config.public_key);
         }
         let modification = Modification {
             public_key: config.public_key,
@@ -170,7 +200,7 @@ mod tests {
         PublicKey::from_bytes([byte; 32])
     }
 
-    fn nets(texts: &[&str]) -> BTreeSet<IpNet> {
+    fn nets(texts: &[&str]) -> AllowedIps {
         texts.iter().map(|text| text.parse().unwrap()).collect()
     }
 
@@ -244,12 +274,29 @@ mod tests {
             persistent_keepalive: NonZeroU16::new(25),
             ..ObservedPeer::default()
         };
-        known = Known::from_observed(&[(key(1), observed)].into());
+        known.correct(&key(1), &observed);
+        assert_eq!(known.owner("10.0.0.1".parse().unwrap()), None);
+        assert_eq!(known.owner("10.0.0.9".parse().unwrap()), Some(&key(1)));
         let allowed_ips = Member::Set(nets(&["10.0.0.1/32"]));
         let expected = Edit::Modify(Modification { allowed_ips, ..Modification::of(key(1)) });
         assert_eq!(known.edits(&told), [expected]);
-        known = Known::from_observed(&BTreeMap::new());
+        known.remove(&key(1));
         assert_eq!(known.edits(&told), [Edit::Add(peer(1, &["10.0.0.1/32"]))]);
+    }
+
+    #[test]
+    fn what_the_device_has_moved_is_with_one_peer_only() {
+        let mut known = Known::default();
+        known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32", "10.9.0.0/16"])));
+        known.edits(&PeerChange::Set(peer(2, &[])));
+        let observed = ObservedPeer { allowed_ips: nets(&["10.9.0.0/16"]), ..ObservedPeer::default() };
+        known.correct(&key(2), &observed);
+        assert_eq!(known.get(&key(1)).unwrap().allowed_ips, nets(&["10.0.0.1/32"]));
+        assert_eq!(known.owner("10.9.0.1".parse().unwrap()), Some(&key(2)));
+        let edits = known.edits(&PeerChange::Set(peer(1, &["10.0.0.1/32", "10.9.0.0/16"])));
+        let back = Modification { allowed_ips: Member::Set(nets(&[])), ..Modification::of(key(2)) };
+        assert_eq!(edits[0], Edit::Modify(back));
+        assert!(matches!(&edits[1..], [Edit::Modify(edit)] if edit.public_key == key(1)));
     }
 
     #[test]

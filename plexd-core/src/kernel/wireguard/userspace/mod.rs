@@ -1,38 +1,47 @@
 //! The embedded WireGuard: gotatun on a TUN device that was opened before privileges were dropped. The interface lives
 //! as long as the process; its sessions survive changes of peers and even the removal of the interface.
+//!
+//! gotatun holds some 25 KB for each peer it knows, so that it is told only of those that somebody speaks with: the others
+//! are asleep ([`dormant`]), and woken by the first packet in either direction ([`gate`], where it is told why that goes
+//! well). Whoever looks at the device sees no difference.
 
+#[cfg(test)]
+mod caller;
+mod convert;
+mod door;
+mod dormant;
+mod gate;
+mod initiation;
 mod known;
+mod owners;
 mod service;
 mod sockets;
+mod tend;
 mod tun;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
-use gotatun::device::configure::{DeviceWrite, PeerMut, PeerStats};
-use gotatun::device::{self, DeviceBuilder, Peer};
+use gotatun::device::configure::DeviceWrite;
+use gotatun::device::{self, DeviceBuilder};
 use gotatun::x25519;
-use ipnet::IpNet;
-use ipnetwork::IpNetwork;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use rtnetlink::packet_route::link::InfoKind;
 use tokio::sync::watch;
-use zeroize::Zeroize;
+use tokio::task::unconstrained;
+use tokio::time::Instant;
 
-use self::known::{Edit, Known, Member, Modification};
+use self::convert::{carry_out, into_io};
+use self::dormant::Roster;
+use self::gate::Gate;
 use self::tun::{Attachment, Reader, Writer};
 use crate::kernel::rtnl::{Link, Rtnl};
 use crate::kernel::rules::MARK;
-use crate::kernel::{
-    Backend, DeviceConfig, Ensured, KernelError, ObservedDevice, ObservedPeer, PeerChange, PeerConfig,
-    WireGuard,
-};
-use crate::types::{PresharedKey, PublicKey};
+use crate::kernel::{Backend, DeviceConfig, Ensured, KernelError, ObservedDevice, PeerChange, WireGuard};
+use crate::types::PublicKey;
 
 pub use self::service::UserspaceService;
 pub use self::tun::MAX_MTU;
@@ -40,8 +49,14 @@ pub use self::tun::MAX_MTU;
 type Transports = (sockets::Sockets, Writer, Reader);
 type Device = device::Device<Transports>;
 
-/// Changes applied at a time: packets wait while the device is being edited.
-const BATCH: usize = 64;
+/// Edits of gotatun at a time: packets wait meanwhile, and each is work that grows with all peers that are awake.
+const EDITS: usize = 64;
+
+/// Changes applied at a time, of peers that are asleep for the most part.
+const CHANGES: usize = 1_024;
+
+/// Handshakes begun at a time: each costs two key exchanges.
+const INITIATIONS: usize = 16;
 
 /// [`WireGuard`] by gotatun. Calls that change something are made by one caller, the reconciler, one after the other.
 pub struct UserspaceWireGuard {
@@ -57,19 +72,28 @@ struct Shared {
     attachment: watch::Sender<Attachment>,
     mtu: watch::Sender<u16>,
     state: Mutex<State>,
+    /// Held while peers are put to sleep and while the key or the port changes: gotatun without peers resumes without a
+    /// socket.
+    changing: tokio::sync::Mutex<()>,
+    /// How long a peer has to be silent before it may sleep.
+    idle: Duration,
 }
 
 #[derive(Default)]
 struct State {
     /// Index of the interface that was made, which tells it from a later one of the same name.
     index: Option<u32>,
-    device: Option<Arc<Device>>,
+    device: Option<Running>,
     public_key: Option<PublicKey>,
     /// Whether the UDP socket is open.
     bound: bool,
-    known: Known,
-    /// Last handshakes: gotatun forgets one with its session, after 180 s.
-    handshakes: BTreeMap<PublicKey, SystemTime>,
+}
+
+/// A device and its gate.
+#[derive(Clone)]
+struct Running {
+    device: Arc<Device>,
+    gate: Arc<Gate>,
 }
 
 impl UserspaceWireGuard {
@@ -79,6 +103,15 @@ impl UserspaceWireGuard {
     /// # Errors
     /// If the kernel refuses an rtnetlink socket.
     pub fn new(interface: &str, tun: OwnedFd, mtu: u16) -> Result<Self, KernelError> {
+        Self::with_idle(interface, tun, mtu, dormant::IDLE)
+    }
+
+    /// As [`new`](Self::new), with another time than 180 s that a peer has to be silent before it may sleep. Tests cannot
+    /// wait for it; below 180 s, sessions end with it that would have gone on.
+    ///
+    /// # Errors
+    /// As those of [`new`](Self::new).
+    pub fn with_idle(interface: &str, tun: OwnedFd, mtu: u16, idle: Duration) -> Result<Self, KernelError> {
         let failed = |error| KernelError::new("prepare the interface", interface, error);
         let flags =
             OFlag::from_bits_retain(fcntl(&tun, FcntlArg::F_GETFL).map_err(io::Error::from).map_err(failed)?);
@@ -91,8 +124,22 @@ impl UserspaceWireGuard {
                 attachment: watch::Sender::new(None),
                 mtu: watch::Sender::new(mtu.min(MAX_MTU)),
                 state: Mutex::new(State::default()),
+                changing: tokio::sync::Mutex::default(),
+                idle,
             }),
         })
+    }
+}
+
+impl UserspaceWireGuard {
+    /// Returns how many peers are awake: those that cost memory.
+    pub async fn awake(&self) -> usize {
+        match self.shared.device() {
+            Ok(running) => {
+                running.device.read(async |device| unconstrained(device.peers()).await.len()).await
+            }
+            Err(_) => 0,
+        }
     }
 }
 
@@ -122,7 +169,7 @@ impl Shared {
         self.mtu.send_if_modified(|known| std::mem::replace(known, mtu) != mtu);
     }
 
-    fn device(&self) -> io::Result<Arc<Device>> {
+    fn device(&self) -> io::Result<Running> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, "the interface has not been made yet");
         self.state().device.clone().ok_or_else(missing)
     }
@@ -151,15 +198,19 @@ impl Shared {
     }
 
     /// Builds the device, without a key and therefore without a socket.
-    async fn build(&self) -> Result<Device, device::Error> {
-        let reader = Reader::new(self.attachment.subscribe(), self.mtu.subscribe());
-        let writer = Writer::new(self.attachment.subscribe());
-        DeviceBuilder::new()
-            .with_udp(sockets::Sockets::new())
+    async fn build(&self) -> Result<Running, device::Error> {
+        let gate = Arc::new(Gate::new());
+        let reader = Reader::new(self.attachment.subscribe(), self.mtu.subscribe(), Arc::clone(&gate));
+        let writer = Writer::new(self.attachment.subscribe(), Arc::clone(&gate));
+        let device = DeviceBuilder::new()
+            .with_udp(sockets::Sockets::new(Arc::clone(&gate)))
             .with_ip_pair(writer, reader)
             .with_fwmark(MARK)
             .build()
-            .await
+            .await?;
+        let device = Arc::new(device);
+        gate.lead_to(&device);
+        Ok(Running { device, gate })
     }
 
     /// Reads the device; `None` if there is no such interface.
@@ -167,11 +218,16 @@ impl Shared {
         if self.link().await?.is_none() {
             return Ok(None);
         }
-        let device = self.device()?;
-        let (port, mark, peers) =
-            device.read(async |device| (device.listen_port(), device.fwmark(), device.peers().await)).await;
-        let mut state = self.state();
-        let peers = peers.into_iter().map(|peer| observed(peer, &mut state.handshakes)).collect();
+        let Running { device, gate } = self.device()?;
+        let read = device.read(async |device| {
+            // Unconstrained, as it would give way every 128 peers, with the device's lock held.
+            let awake = convert::observed(unconstrained(device.peers()).await);
+            // Under the same lock, so that nobody is both awake and asleep.
+            let peers = gate.observe(awake, Instant::now());
+            (device.listen_port(), device.fwmark(), peers)
+        });
+        let (port, mark, peers) = read.await;
+        let state = self.state();
         Ok(Some(ObservedDevice {
             public_key: state.public_key,
             listen_port: if state.bound { port } else { 0 },
@@ -180,29 +236,39 @@ impl Shared {
         }))
     }
 
-    /// Applies changes of peers, at most [`BATCH`] of them.
-    async fn edit(&self, device: &Device, changes: &[PeerChange]) -> io::Result<()> {
-        let edits: Vec<Edit> = {
-            let mut state = self.state();
-            changes.iter().flat_map(|change| state.known.edits(change)).collect()
-        };
-        device
-            .write(async |device: &mut DeviceWrite<'_, Transports>| {
-                for edit in edits {
-                    carry_out(device, edit).await;
-                }
-            })
-            .await
-            .map_err(into_io)?;
-        let removed = changes.iter().filter_map(|change| match change {
-            PeerChange::Remove(key) => Some(key),
-            PeerChange::Set(_) => None,
-        });
-        let mut state = self.state();
-        for key in removed {
-            state.handshakes.remove(key);
+    /// Applies changes of peers, a part of them at a time.
+    async fn edit(&self, running: &Running, mut changes: &[PeerChange]) -> io::Result<()> {
+        while !changes.is_empty() {
+            let part = async |device: &mut DeviceWrite<'_, Transports>| {
+                unconstrained(edit_some(device, &running.gate, changes)).await
+            };
+            let done = running.device.write(part).await.map_err(into_io)?;
+            changes = &changes[done..];
+            tokio::task::yield_now().await;
         }
         Ok(())
+    }
+
+    /// Sets key and port. Under [`Self::changing`].
+    async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError> {
+        let Running { device, gate } = self.device().map_err(self.failed("configure"))?;
+        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
+        // Not bound until the write is through: a device that lost its socket opens it only when something changes.
+        let bound = std::mem::take(&mut self.state().bound);
+        let port = config.listen_port;
+        let result = device
+            .write(async |device: &mut DeviceWrite<'_, Transports>| {
+                gate.answer_to(&config.private_key);
+                unconstrained(device.set_private_key(private_key)).await;
+                if !bound {
+                    device.set_listen_port(!port);
+                }
+                if port != 0 || !bound {
+                    device.set_listen_port(port);
+                }
+            })
+            .await;
+        self.configured(config, result)
     }
 
     /// Notes the key that was set, and whether the socket is open.
@@ -221,25 +287,12 @@ impl Shared {
     }
 
     /// Returns the device for a change of its peers, which takes a private key.
-    fn device_with_key(&self) -> io::Result<Arc<Device>> {
+    fn device_with_key(&self) -> io::Result<Running> {
         let device = self.device()?;
         if self.state().public_key.is_none() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "it has no private key yet"));
         }
         Ok(device)
-    }
-
-    /// Initiates a handshake with those of `peers` that have no fresh session. gotatun gives up after 90 s without an
-    /// answer, where the kernel goes on as long as there is a keepalive to send.
-    async fn initiate(&self, peers: &[PublicKey]) {
-        let Ok(device) = self.device() else { return };
-        for peers in peers.chunks(BATCH) {
-            for peer in peers {
-                // One poll sends the initiation; what follows would only wait for its answer.
-                let _ = device.force_handshake(&x25519::PublicKey::from(*peer.as_bytes())).now_or_never();
-            }
-            tokio::task::yield_now().await;
-        }
     }
 }
 
@@ -262,53 +315,31 @@ impl WireGuard for UserspaceWireGuard {
         shared.attach().await.map_err(shared.failed("make"))?;
         if shared.state().device.is_none() {
             let device = shared.build().await.map_err(into_io).map_err(shared.failed("make"))?;
-            shared.state().device = Some(Arc::new(device));
+            shared.state().device = Some(device);
         }
         Ok(Ensured::Created)
     }
 
     async fn observe(&self) -> Result<Option<ObservedDevice>, KernelError> {
-        let observed = self.shared.observe().await.map_err(self.shared.failed("read"))?;
-        if let Some(device) = &observed {
-            self.shared.state().known = Known::from_observed(&device.peers);
-        }
-        Ok(observed)
+        self.shared.observe().await.map_err(self.shared.failed("read"))
     }
 
     async fn configure(&self, config: &DeviceConfig) -> Result<(), KernelError> {
-        let shared = &*self.shared;
-        let device = shared.device().map_err(shared.failed("configure"))?;
-        let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
-        // Not bound until the write is through: a device that lost its socket opens it only when something changes.
-        let bound = std::mem::take(&mut shared.state().bound);
-        let port = config.listen_port;
-        let result = device
-            .write(async |device: &mut DeviceWrite<'_, Transports>| {
-                device.set_private_key(private_key).await;
-                if !bound {
-                    device.set_listen_port(!port);
-                }
-                if port != 0 || !bound {
-                    device.set_listen_port(port);
-                }
-            })
-            .await;
-        shared.configured(config, result)
+        let _changing = self.shared.changing.lock().await;
+        self.shared.configure(config).await
     }
 
     async fn apply(&self, changes: &[PeerChange]) -> Result<(), KernelError> {
         let shared = &*self.shared;
         let failed = || shared.failed("change the peers of");
-        let device = shared.device_with_key().map_err(failed())?;
-        for changes in changes.chunks(BATCH) {
-            shared.edit(&device, changes).await.map_err(failed())?;
-        }
+        let running = shared.device_with_key().map_err(failed())?;
+        shared.edit(&running, changes).await.map_err(failed())?;
         let kept_alive: Vec<PublicKey> = changes.iter().filter_map(kept_alive).collect();
-        if kept_alive.len() > BATCH {
+        if kept_alive.len() > EDITS {
             // Nobody waits for thousands of handshakes; the task ends by itself, or with the device.
             let shared = Arc::downgrade(&self.shared);
             tokio::spawn(async move {
-                for keys in kept_alive.chunks(BATCH) {
+                for keys in kept_alive.chunks(EDITS) {
                     let Some(shared) = shared.upgrade() else { return };
                     shared.initiate(keys).await;
                 }
@@ -325,20 +356,21 @@ impl WireGuard for UserspaceWireGuard {
     async fn rekey(&self, config: &DeviceConfig, changes: &[PeerChange]) -> Result<(), KernelError> {
         let shared = &*self.shared;
         let failed = || shared.failed("change the peers of");
-        let device = shared.device_with_key().map_err(failed())?;
-        for changes in changes.chunks(BATCH) {
-            shared.edit(&device, changes).await.map_err(failed())?;
-        }
-        if shared.state().known.is_empty() {
+        let running = shared.device_with_key().map_err(failed())?;
+        shared.edit(&running, changes).await.map_err(failed())?;
+        let Running { device, gate } = running;
+        let _changing = shared.changing.lock().await;
+        if gate.read(Roster::awake) == 0 {
             // Without peers gotatun would resume without a socket.
-            return self.configure(config).await;
+            return shared.configure(config).await;
         }
         shared.state().bound = false;
         device.suspend().await;
         let private_key = x25519::StaticSecret::from(*config.private_key.as_bytes());
         let replaced = device
             .write(async |device: &mut DeviceWrite<'_, Transports>| {
-                device.set_private_key(private_key).await;
+                gate.answer_to(&config.private_key);
+                unconstrained(device.set_private_key(private_key)).await;
                 if config.listen_port != 0 {
                     device.set_listen_port(config.listen_port);
                 }
@@ -346,7 +378,7 @@ impl WireGuard for UserspaceWireGuard {
             .await;
         let resumed = device.resume().await;
         shared.configured(config, replaced.and(resumed))?;
-        let kept_alive = shared.state().known.kept_alive();
+        let kept_alive = gate.read(Roster::kept_alive);
         shared.initiate(&kept_alive).await;
         Ok(())
     }
@@ -364,6 +396,22 @@ impl WireGuard for UserspaceWireGuard {
     }
 }
 
+/// Applies the first of `changes`, [`CHANGES`] or as many as take [`EDITS`] of gotatun, and returns how many.
+async fn edit_some(device: &mut DeviceWrite<'_, Transports>, gate: &Gate, changes: &[PeerChange]) -> usize {
+    let (mut done, mut touched) = (0, 0);
+    for change in changes.iter().take(CHANGES) {
+        let edits = gate.change(|roster| roster.edits(change, Instant::now()));
+        (done, touched) = (done + 1, touched + edits.len());
+        for edit in edits {
+            carry_out(device, edit).await;
+        }
+        if touched >= EDITS {
+            break;
+        }
+    }
+    done
+}
+
 /// Returns the key of a peer that is set and to be kept alive.
 fn kept_alive(change: &PeerChange) -> Option<PublicKey> {
     match change {
@@ -379,116 +427,4 @@ fn foreign(link: &Link) -> io::Error {
         "a {kind} interface of that name exists and is not this process's; remove it or set mesh.interface"
     );
     io::Error::new(io::ErrorKind::AlreadyExists, reason)
-}
-
-async fn carry_out(device: &mut DeviceWrite<'_, Transports>, edit: Edit) {
-    match edit {
-        Edit::Add(config) => {
-            device.add_peer(peer_from(&config));
-        }
-        Edit::Modify(modification) => {
-            let key = x25519::PublicKey::from(*modification.public_key.as_bytes());
-            device.modify_peer(&key, |peer| modify(peer, &modification)).await;
-        }
-        Edit::Remove(key) => {
-            device.remove_peer(&x25519::PublicKey::from(*key.as_bytes())).await;
-        }
-    }
-}
-
-fn peer_from(config: &PeerConfig) -> Peer {
-    let mut peer = Peer::new(x25519::PublicKey::from(*config.public_key.as_bytes()));
-    peer.endpoint = config.endpoint;
-    peer.allowed_ips = config.allowed_ips.iter().map(network).collect();
-    peer.preshared_key = config.preshared_key.as_ref().map(|key| *key.as_bytes());
-    peer.keepalive = config.persistent_keepalive.map(Into::into);
-    peer
-}
-
-fn modify(peer: &mut PeerMut, modification: &Modification) {
-    if let Member::Set(preshared_key) = &modification.preshared_key {
-        peer.set_preshared_key(preshared_key.as_ref().map(|key| *key.as_bytes()));
-    }
-    if let Member::Set(endpoint) = modification.endpoint {
-        peer.set_endpoint(Some(endpoint));
-    }
-    if let Member::Set(allowed_ips) = &modification.allowed_ips {
-        peer.clear_allowed_ips();
-        peer.add_allowed_ips(allowed_ips.iter().map(network));
-    }
-    if let Member::Set(keepalive) = modification.persistent_keepalive {
-        peer.set_keepalive(keepalive.map(Into::into));
-    }
-}
-
-fn network(net: &IpNet) -> IpNetwork {
-    IpNetwork::new(net.addr(), net.prefix_len()).expect("the prefix length of an IpNet fits its family")
-}
-
-/// Takes a peer over, wiping gotatun's copy of its preshared key, and keeps its last handshake.
-fn observed(
-    mut stats: PeerStats,
-    handshakes: &mut BTreeMap<PublicKey, SystemTime>,
-) -> (PublicKey, ObservedPeer) {
-    let public_key = PublicKey::from_bytes(stats.peer.public_key.to_bytes());
-    let preshared_key = stats.peer.preshared_key.map(PresharedKey::from_bytes);
-    stats.peer.preshared_key.zeroize();
-    let last_handshake = stats.stats.last_handshake.and_then(|age| SystemTime::now().checked_sub(age));
-    if let Some(time) = last_handshake {
-        remember(handshakes, public_key, time);
-    }
-    let net = |net: &IpNetwork| IpNet::new(net.ip(), net.prefix()).ok();
-    let peer = ObservedPeer {
-        preshared_key,
-        endpoint: stats.peer.endpoint,
-        allowed_ips: stats.peer.allowed_ips.iter().filter_map(net).collect(),
-        persistent_keepalive: stats.peer.keepalive.and_then(std::num::NonZeroU16::new),
-        last_handshake: handshakes.get(&public_key).copied(),
-        rx_bytes: stats.stats.rx_bytes as u64,
-        tx_bytes: stats.stats.tx_bytes as u64,
-    };
-    (public_key, peer)
-}
-
-/// Keeps `time` as the last handshake of `peer`. It is computed from an age, so that the same handshake comes out a
-/// little different each time.
-fn remember(handshakes: &mut BTreeMap<PublicKey, SystemTime>, peer: PublicKey, time: SystemTime) {
-    let known = handshakes.entry(peer).or_insert(time);
-    let difference = time.duration_since(*known).unwrap_or_else(|error| error.duration());
-    if difference > Duration::from_secs(1) {
-        *known = time;
-    }
-}
-
-fn into_io(error: device::Error) -> io::Error {
-    match error {
-        device::Error::Bind(error, _) if error.kind() == io::ErrorKind::AddrInUse => io::Error::new(
-            io::ErrorKind::AddrInUse,
-            "the port is in use; stop what uses it (ss -ulpn shows it) or set mesh.listen_port",
-        ),
-        device::Error::IoError(error) | device::Error::Bind(error, _) => error,
-        error => io::Error::other(error.to_string()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_same_handshake_keeps_its_time() {
-        let peer = PublicKey::from_bytes([1; 32]);
-        let first = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
-        let mut handshakes = BTreeMap::new();
-        for (offset, expected) in [(0, 0), (3, 0), (5_000, 5_000)] {
-            remember(&mut handshakes, peer, first + Duration::from_millis(offset));
-            assert_eq!(handshakes.get(&peer), Some(&(first + Duration::from_millis(expected))));
-        }
-    }
-
-    #[test]
-    fn a_port_in_use_is_explained() {
-        let error = into_io(device::Error::IoError(io::Error::from(io::ErrorKind::PermissionDenied)));
-        assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
-    }
 }

@@ -1,5 +1,5 @@
-//! What the embedded WireGuard does on its own: it follows the interface's MTU, goes on initiating handshakes with peers
-//! that do not answer, and answers `wg show`.
+//! What the embedded WireGuard does on its own: it follows the interface's MTU, looks after the peers, and answers
+//! `wg show`.
 
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
@@ -11,12 +11,11 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{Shared, UserspaceWireGuard};
+use crate::kernel::KernelError;
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::wireguard::uapi;
-use crate::kernel::{KernelError, ObservedDevice};
-use crate::types::PublicKey;
 
-/// How often peers without a session are looked for.
+/// How often the peers are looked after.
 const INTERVAL: Duration = Duration::from_secs(10);
 
 /// UAPI connections served at a time; others wait in the kernel.
@@ -54,14 +53,14 @@ impl UserspaceService {
 
     /// Runs until `shutdown`.
     pub async fn run(mut self, shutdown: CancellationToken) {
-        let mut interval = tokio::time::interval(INTERVAL);
+        let mut interval = tokio::time::interval(INTERVAL.min(self.shared.idle / 4));
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut connections = JoinSet::new();
         // Every arm only waits, for an event that stays until it is taken; the work is done in the bodies.
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
-                _ = interval.tick() => self.initiate_missing().await,
+                _ = interval.tick() => self.shared.tend().await,
                 result = self.changes.changed() => {
                     if let Err(error) = result {
                         tracing::warn!(%error, iface = %self.shared.interface, "changes of the interface are not seen");
@@ -90,61 +89,11 @@ impl UserspaceService {
             tracing::debug!(%error, iface = %self.shared.interface, "the MTU is not known");
         }
     }
-
-    async fn initiate_missing(&self) {
-        match self.shared.observe().await {
-            Ok(Some(device)) => self.shared.initiate(&without_session(&device)).await,
-            Ok(None) => {}
-            Err(error) => tracing::debug!(%error, iface = %self.shared.interface, "the peers are not known"),
-        }
-    }
 }
 
 async fn accept(listener: Option<&UnixListener>) -> std::io::Result<tokio::net::UnixStream> {
     match listener {
         Some(listener) => listener.accept().await.map(|(stream, _)| stream),
         None => std::future::pending().await,
-    }
-}
-
-/// Peers that are to be kept alive, can be reached, and have had no handshake for so long that no session is left.
-fn without_session(device: &ObservedDevice) -> Vec<PublicKey> {
-    // REJECT_AFTER_TIME of the WireGuard paper, section 6.1.
-    let stale = Duration::from_mins(3);
-    let has_session = |peer: &crate::kernel::ObservedPeer| {
-        peer.last_handshake.is_some_and(|time| time.elapsed().unwrap_or_default() < stale)
-    };
-    let peers = device.peers.iter().filter(|(_, peer)| {
-        peer.persistent_keepalive.is_some() && peer.endpoint.is_some() && !has_session(peer)
-    });
-    peers.map(|(key, _)| *key).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::num::NonZeroU16;
-    use std::time::SystemTime;
-
-    use super::*;
-    use crate::kernel::ObservedPeer;
-
-    #[test]
-    fn only_peers_to_keep_alive_without_a_session_are_initiated() {
-        let key = |byte| PublicKey::from_bytes([byte; 32]);
-        let silent = ObservedPeer {
-            endpoint: Some("192.0.2.1:51820".parse().unwrap()),
-            persistent_keepalive: NonZeroU16::new(25),
-            ..ObservedPeer::default()
-        };
-        let now = SystemTime::now();
-        let peers = [
-            (key(1), silent.clone()),
-            (key(2), ObservedPeer { endpoint: None, ..silent.clone() }),
-            (key(3), ObservedPeer { persistent_keepalive: None, ..silent.clone() }),
-            (key(4), ObservedPeer { last_handshake: Some(now), ..silent.clone() }),
-            (key(5), ObservedPeer { last_handshake: Some(now - Duration::from_secs(200)), ..silent }),
-        ];
-        let device = ObservedDevice { peers: peers.into(), ..ObservedDevice::default() };
-        assert_eq!(without_session(&device), [key(1), key(5)]);
     }
 }

@@ -15,11 +15,17 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::dormant::Way;
+use super::gate::{Gate, Passed};
+
 /// Largest packet that fits gotatun's buffers (4,096 bytes) with WireGuard's overhead, in bytes.
 pub const MAX_MTU: u16 = 4_000;
 
 /// How long reading rests after an error that tells nothing.
 const PAUSE: Duration = Duration::from_millis(10);
+
+/// How often it is tried to wake the peer of a packet.
+const ATTEMPTS: u32 = 3;
 
 /// The descriptor of the attached interface, if one is attached.
 pub(super) type Attachment = Option<Arc<AsyncFd<OwnedFd>>>;
@@ -38,11 +44,34 @@ pub(super) fn attachment(tun: OwnedFd) -> io::Result<Attachment> {
 pub(super) struct Reader {
     attachment: watch::Receiver<Attachment>,
     mtu: watch::Receiver<u16>,
+    gate: Arc<Gate>,
+    passed: Passed,
+    /// The packet that waits for its peer to be awake. Kept here, so that it outlives a call of `recv` that is dropped.
+    held: Option<Packet<Ip>>,
 }
 
 impl Reader {
-    pub(super) fn new(attachment: watch::Receiver<Attachment>, mtu: watch::Receiver<u16>) -> Self {
-        Self { attachment, mtu }
+    pub(super) fn new(
+        attachment: watch::Receiver<Attachment>,
+        mtu: watch::Receiver<u16>,
+        gate: Arc<Gate>,
+    ) -> Self {
+        Self { attachment, mtu, gate, passed: Passed::default(), held: None }
+    }
+
+    /// Returns the packet that is held, once its peer is awake; none if it may not go on.
+    async fn release(&mut self) -> Option<Packet<Ip>> {
+        let destination = self.held.as_ref()?.destination();
+        // Again, as the address may have gone to another peer meanwhile; a few times, as that may go on for ever.
+        for _ in 0..ATTEMPTS {
+            match destination.map_or(Way::Open, |address| self.gate.way(address, &mut self.passed)) {
+                Way::Open => return self.held.take(),
+                Way::Wake(key) => self.gate.wake(key).await,
+                Way::Closed => break,
+            }
+        }
+        self.held = None;
+        None
     }
 
     /// Waits until another interface is attached, or for ever once none will be.
@@ -59,6 +88,9 @@ impl IpRecv for Reader {
         pool: &mut PacketBufPool,
     ) -> io::Result<impl Iterator<Item = Packet<Ip>> + Send + 'a> {
         loop {
+            if let Some(packet) = self.release().await {
+                return Ok(iter::once(packet));
+            }
             let attached = self.attachment.borrow_and_update().clone();
             let Some(tun) = attached else {
                 self.replaced().await;
@@ -75,9 +107,7 @@ impl IpRecv for Reader {
                 // A packet that fills the buffer was cut off.
                 Ok(length) if length < packet.len() => {
                     packet.truncate(length);
-                    if let Ok(packet) = packet.try_into_ip() {
-                        return Ok(iter::once(packet));
-                    }
+                    self.held = packet.try_into_ip().ok();
                 }
                 Ok(_) => tracing::trace!("packet longer than the buffer dropped"),
                 Err(error) if is_gone(&error) => self.replaced().await,
@@ -97,11 +127,13 @@ impl IpRecv for Reader {
 /// Packets that peers sent, for the kernel.
 pub(super) struct Writer {
     attachment: watch::Receiver<Attachment>,
+    gate: Arc<Gate>,
+    passed: Passed,
 }
 
 impl Writer {
-    pub(super) fn new(attachment: watch::Receiver<Attachment>) -> Self {
-        Self { attachment }
+    pub(super) fn new(attachment: watch::Receiver<Attachment>, gate: Arc<Gate>) -> Self {
+        Self { attachment, gate, passed: Passed::default() }
     }
 }
 
@@ -111,6 +143,10 @@ impl IpSend for Writer {
     async fn send(&mut self, packet: Packet<Ip>) -> io::Result<()> {
         let attached = self.attachment.borrow().clone();
         let Some(tun) = attached else { return Ok(()) };
+        if packet.source().is_some_and(|source| !self.gate.may_send(source, &mut self.passed)) {
+            tracing::trace!("packet from an address of another peer dropped");
+            return Ok(());
+        }
         let bytes = packet.into_bytes();
         let written = tun
             .async_io(Interest::WRITABLE, |tun| nix::unistd::write(tun, &bytes).map_err(io::Error::from))

@@ -81,7 +81,7 @@ impl Listing {
 /// What somebody does to the table, by `nft`, and a word of what is told.
 type Edit = (&'static str, fn(&Listing) -> String, &'static str);
 
-const EDITS: [Edit; 16] = [
+const EDITS: [Edit; 18] = [
     ("a flush of everything", |_| "flush ruleset".into(), "was missing"),
     ("no table", |_| "delete table inet plexd".into(), "was missing"),
     ("an empty table", |_| "flush table inet plexd".into(), "differed"),
@@ -145,6 +145,12 @@ const EDITS: [Edit; 16] = [
     ),
     ("another name of a chain", |_| "rename chain inet plexd forward backward".into(), "chain forward"),
     ("one chain more", |_| "add chain inet plexd more".into(), "chain more"),
+    (
+        "a rule with a set of its own",
+        |_| "insert rule inet plexd judge ip saddr { 192.0.2.1, 192.0.2.2 } accept".into(),
+        "map __set",
+    ),
+    ("one object more", |_| "add quota inet plexd more { over 25 mbytes; }".into(), "object more"),
     ("a table that is switched off", |_| "add table inet plexd { flags dormant; }".into(), "switched off"),
 ];
 
