@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http::header::EXPECT;
@@ -14,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::bodies::Room;
 use super::error::ApiError;
+use super::message::RequestBody;
 
 /// Longest time for the body of a request.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -32,7 +32,7 @@ pub(super) struct Held {
 
 /// Reads a body of at most `limit` bytes, once there is room for it; the time that it has includes the wait.
 pub(super) async fn read(
-    mut body: Body,
+    mut body: RequestBody,
     headers: &HeaderMap,
     limit: usize,
     room: impl AsyncFnOnce(usize) -> Room,
@@ -76,7 +76,7 @@ pub(super) async fn read(
     Ok(Held { bytes, _room: room })
 }
 
-async fn discard(mut body: Body) {
+async fn discard(mut body: RequestBody) {
     let (mut left, time) = DISCARD;
     let deadline = Instant::now() + time;
     while let Ok(Some(Ok(frame))) = timeout_at(deadline, body.frame()).await {

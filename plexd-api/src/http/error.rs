@@ -1,13 +1,12 @@
 //! Everything the API answers that is not what was asked for: status and text, as the guide's table "Troubleshooting"
 //! and section 6 of the contract have them. Each is `{"error": "…"}`.
 
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use plexd_proto::node::v1::{ReportRefusal, SecretRefusal};
 
+use super::message::{self, Response};
 use crate::auth::Refusal;
 use crate::core_client::CallError;
 
@@ -98,12 +97,12 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
+impl ApiError {
+    /// Returns the answer that says it.
+    pub(super) fn into_response(self) -> Response {
         let (status, text) = self.parts();
         // The texts above need no escaping.
-        let mut response = Response::new(Body::from(Bytes::from(format!("{{\"error\":\"{text}\"}}"))));
-        *response.status_mut() = status;
+        let mut response = message::answer(status, Bytes::from(format!("{{\"error\":\"{text}\"}}")));
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         match self {

@@ -6,9 +6,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::{Extension, State};
-use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, StatusCode};
 use plexd_proto::node::v1::CountReportsResponse;
@@ -22,6 +19,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Api;
 use super::error::ApiError;
+use super::message::{self, Request, Response};
 use crate::auth::Caller;
 
 /// Upper bounds of the latency's buckets, in seconds: reads take tens of microseconds, writes a sync of the disk,
@@ -158,11 +156,8 @@ fn now(age: Option<Duration>, reports: Option<CountReportsResponse>) -> Registry
 }
 
 /// Answers a scrape: over TCP, and if there are to be figures.
-pub(super) async fn scrape(
-    State(api): State<Arc<Api>>,
-    Extension(caller): Extension<Caller>,
-) -> Result<Response, ApiError> {
-    let metrics = api.metrics.as_ref().filter(|_| caller == Caller::Tcp).ok_or(ApiError::NotFound)?;
+pub(super) async fn scrape(api: Arc<Api>, request: Request) -> Result<Response, ApiError> {
+    let metrics = api.metrics.as_ref().filter(|_| request.caller == Caller::Tcp).ok_or(ApiError::NotFound)?;
     let age = api.mirror.snapshot().map(|_| api.mirror.age().unwrap_or_default());
     // Without core there is nobody to ask, and the rest is worth as much.
     let reports = api.core.count_reports().await.ok();
@@ -170,7 +165,7 @@ pub(super) async fn scrape(
         tracing::error!(%error, "figures cannot be written");
         ApiError::NotFound
     })?;
-    let mut response = Body::from(text).into_response();
+    let mut response = message::answer(StatusCode::OK, text.into());
     response.headers_mut().insert(CONTENT_TYPE, TEXT);
     Ok(response)
 }

@@ -7,6 +7,7 @@ mod conditional;
 mod connection;
 mod error;
 mod key;
+mod message;
 mod metrics;
 mod openapi;
 mod read;

@@ -1,13 +1,13 @@
 //! The API's own description: the OpenAPI document of the repository, as it was built in. Tests hold it against the
 //! routes and the errors; what it says of answers is tried from outside, by a program that reads it.
 
-use std::future::{Ready, ready};
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use axum::extract::Request;
-use axum::response::Response;
 use bytes::Bytes;
 
+use super::Api;
+use super::error::ApiError;
+use super::message::{Request, Response};
 use super::read::found;
 use crate::mirror::Rendered;
 
@@ -16,9 +16,9 @@ const DOCUMENT: &[u8] = include_bytes!("../../openapi.json");
 static RENDERED: LazyLock<Rendered> = LazyLock::new(|| Rendered::by_content(Bytes::from_static(DOCUMENT)));
 
 /// Answers with the document.
-#[expect(clippy::needless_pass_by_value, reason = "axum hands requests over by value")]
-pub(super) fn document(request: Request) -> Ready<Response> {
-    ready(found(&request, &RENDERED))
+#[expect(clippy::unnecessary_wraps, reason = "as the other handlers")]
+pub(super) fn document(_: &Arc<Api>, request: &Request) -> Result<Response, ApiError> {
+    Ok(found(request, &RENDERED))
 }
 
 #[cfg(test)]

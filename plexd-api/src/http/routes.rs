@@ -1,122 +1,200 @@
-//! The routes, and what each asks of its caller: one table, from which the router is made. There is no other way in,
-//! and what the table does not name is not found, by those who may ask.
+//! The routes, and what each asks of its caller: one table, by which requests are answered. There is no other way in, and
+//! what the table does not name is not found, by those who may ask.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Router;
-use axum::extract::{Request, State};
-use axum::handler::Handler;
-use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http::header::ALLOW;
+use http::{HeaderValue, Method};
+use http_body_util::BodyExt;
 
 use super::error::ApiError;
+use super::message::{BodyError, Later, Request, RequestBody, Response};
 use super::{Api, metrics, openapi, read, report, secret, watch};
 use crate::auth::{Caller, Need, bearer};
 
 /// One row of the table.
 pub(super) struct Route {
-    /// Pattern of the path; `{key}` is one segment.
+    /// Pattern of the path; `{key}` is one segment, the last.
     pub(super) path: &'static str,
     /// What the caller needs, whatever the method.
     pub(super) need: Need,
-    methods: fn() -> MethodRouter<Arc<Api>>,
+    /// `GET` and `HEAD`, of which the latter's body is not sent.
+    get: Get,
+    put: Option<Handler>,
+    delete: Option<Handler>,
 }
 
-/// The routes.
+/// How a read is answered.
+enum Get {
+    /// At once.
+    Now(fn(&Arc<Api>, &Request) -> Result<Response, ApiError>),
+    /// By who has to wait for something.
+    Later(Handler),
+}
+
+type Handler = fn(Arc<Api>, Request, RequestBody) -> Later;
+
+impl Route {
+    const fn now(
+        path: &'static str,
+        need: Need,
+        get: fn(&Arc<Api>, &Request) -> Result<Response, ApiError>,
+    ) -> Self {
+        Self { path, need, get: Get::Now(get), put: None, delete: None }
+    }
+
+    const fn later(path: &'static str, need: Need, get: Handler) -> Self {
+        Self { path, need, get: Get::Later(get), put: None, delete: None }
+    }
+
+    /// Returns whether this is the route of `path`, as it was sent. The empty key is a key, and an invalid one.
+    fn is_of(&self, path: &str) -> bool {
+        match self.path.strip_suffix("{key}") {
+            Some(folder) => path.strip_prefix(folder).is_some_and(|key| !key.contains('/')),
+            None => path == self.path,
+        }
+    }
+
+    /// Returns the methods, as `Allow` lists them.
+    fn allow(&self) -> HeaderValue {
+        HeaderValue::from_static(match (self.put, self.delete) {
+            (None, None) => "GET,HEAD",
+            (Some(_), None) => "GET,HEAD,PUT",
+            (None, Some(_)) => "GET,HEAD,DELETE",
+            (Some(_), Some(_)) => "GET,HEAD,PUT,DELETE",
+        })
+    }
+}
+
+/// The routes. Of two that match, the first counts.
 pub(super) static ROUTES: [Route; 14] = [
-    Route { path: "/v1/state", need: Need::Access, methods: || get(read::summary) },
-    Route { path: "/v1/state/watch", need: Need::Access, methods: || get(watch::watch) },
-    Route { path: "/v1/state/metadata", need: Need::Access, methods: || get(read::metadata) },
-    Route { path: "/v1/state/metadata/{key}", need: Need::Access, methods: || get(read::metadata_value) },
-    Route { path: "/v1/state/data", need: Need::Access, methods: || get(read::data_list) },
-    Route { path: "/v1/state/data/{key}", need: Need::Access, methods: || get(read::data_entry) },
-    Route { path: "/v1/state/secrets", need: Need::Access, methods: || get(read::secret_list) },
-    Route { path: "/v1/state/secrets/{key}", need: Need::Secrets, methods: || get(secret::value) },
-    Route { path: "/v1/state/report", need: Need::Access, methods: || get(read::report_list) },
+    Route::now("/v1/state", Need::Access, read::summary),
+    Route::now("/v1/state/watch", Need::Access, watch::watch),
+    Route::now("/v1/state/metadata", Need::Access, read::metadata),
+    Route::now("/v1/state/metadata/{key}", Need::Access, read::metadata_value),
+    Route::now("/v1/state/data", Need::Access, read::data_list),
+    Route::now("/v1/state/data/{key}", Need::Access, read::data_entry),
+    Route::now("/v1/state/secrets", Need::Access, read::secret_list),
+    Route::later("/v1/state/secrets/{key}", Need::Secrets, |api, request, _| {
+        Box::pin(secret::value(api, request))
+    }),
+    Route::now("/v1/state/report", Need::Access, read::report_list),
     Route {
-        path: "/v1/state/report/{key}",
-        need: Need::Access,
-        methods: || get(read::report_entry).put(report::put).delete(report::delete),
+        put: Some(|api, request, body| Box::pin(report::put(api, request, body))),
+        delete: Some(|api, request, _| Box::pin(report::delete(api, request))),
+        ..Route::now("/v1/state/report/{key}", Need::Access, read::report_entry)
     },
-    Route { path: "/v1/openapi.json", need: Need::Access, methods: || get(openapi::document) },
-    Route { path: "/healthz", need: Need::Access, methods: || get(read::alive) },
-    Route { path: "/readyz", need: Need::Access, methods: || get(read::has_state) },
-    Route { path: "/metrics", need: Need::Access, methods: || get(metrics::scrape) },
+    Route::now("/v1/openapi.json", Need::Access, openapi::document),
+    Route::now("/healthz", Need::Access, read::alive),
+    Route::now("/readyz", Need::Access, read::has_state),
+    Route::later("/metrics", Need::Access, |api, request, _| Box::pin(metrics::scrape(api, request))),
 ];
 
 /// What the table does not name.
-static OTHER: Route = Route { path: "other", need: Need::Access, methods: MethodRouter::new };
+static OTHER: Route = Route::now("other", Need::Access, |_, _| Err(ApiError::NotFound));
 
-/// Makes the router of the table.
-pub(super) fn router(api: &Arc<Api>) -> Router {
-    let gated = |route: &'static Route| middleware::from_fn_with_state((Arc::clone(api), route), gate);
-    let mut router = Router::new();
-    for route in &ROUTES {
-        let methods = || (route.methods)().fallback(method_not_allowed).layer(gated(route));
-        router = router.route(route.path, methods());
-        // The empty key: the pattern does not match it, and it is not an unknown path but an invalid key.
-        if let Some(path) = route.path.strip_suffix("{key}") {
-            router = router.route(path, methods());
-        }
-    }
-    router.fallback_service(not_found.layer(gated(&OTHER)).with_state(())).with_state(Arc::clone(api))
+/// An answer, or what it comes of.
+pub(super) enum Outcome {
+    /// It is there.
+    Now(Response),
+    /// It has to be waited for.
+    Later(BoxFuture<'static, Response>),
 }
 
-/// Lets a request pass if its caller has what the route needs, and counts what became of it.
-async fn gate(
-    State((api, route)): State<(Arc<Api>, &'static Route)>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let counted = api.metrics.as_ref().map(|metrics| (metrics, request.method().clone(), Instant::now()));
-    let response = match admit(&api, route.need, &request) {
-        Ok(()) => next.run(request).await,
-        Err(error) => {
-            tracing::debug!(method = %request.method(), path = request.uri().path(), ?error, "refused");
-            if route.need == Need::Secrets {
-                secret::refused(&api, &request, error);
-            }
-            error.into_response()
+/// Answers a request of `caller` if the caller has what its route needs, and counts what became of it. Gives the body
+/// back if nobody reads it.
+pub(super) fn answer<B>(api: &Arc<Api>, caller: &Caller, request: http::Request<B>) -> (Outcome, Option<B>)
+where
+    B: hyper::body::Body<Data = Bytes, Error: Into<BodyError>> + Send + 'static,
+{
+    let (parts, body) = request.into_parts();
+    let request = Request { parts, caller: caller.clone() };
+    let route = ROUTES.iter().find(|route| route.is_of(request.path())).unwrap_or(&OTHER);
+    let counted = api.metrics.clone().map(|metrics| (metrics, request.method().clone(), Instant::now()));
+    let count = move |response: &Response| {
+        if let Some((metrics, method, begun)) = counted {
+            metrics.answered(route.path, &method, response.status(), begun.elapsed());
         }
     };
-    if let Some((metrics, method, begun)) = counted {
-        metrics.answered(route.path, &method, response.status(), begun.elapsed());
+    let answered = match admitted(api, route, &request) {
+        Ok(Step::Done(response)) => Ok(response),
+        Ok(Step::Handler(handler)) => {
+            let body = body.map_err(Into::into).boxed_unsync();
+            let answered = handler(Arc::clone(api), request, body);
+            let counted = async move {
+                let response = answered.await.unwrap_or_else(ApiError::into_response);
+                count(&response);
+                response
+            };
+            return (Outcome::Later(Box::pin(counted)), None);
+        }
+        Err(error) => Err(error),
+    };
+    let response = answered.unwrap_or_else(ApiError::into_response);
+    count(&response);
+    (Outcome::Now(response), Some(body))
+}
+
+/// What follows once a caller is let in.
+enum Step {
+    /// Nothing: this is the answer.
+    Done(Response),
+    /// The answer is this one's.
+    Handler(Handler),
+}
+
+/// Lets a request pass to its handler if its caller has what the route needs.
+fn admitted(api: &Arc<Api>, route: &Route, request: &Request) -> Result<Step, ApiError> {
+    if let Err(error) = admit(api, route.need, request) {
+        tracing::debug!(method = %request.method(), path = request.path(), ?error, "refused");
+        if route.need == Need::Secrets {
+            secret::refused(api, request, error);
+        }
+        return Err(error);
     }
-    response
+    let handler = match *request.method() {
+        Method::GET | Method::HEAD => match route.get {
+            Get::Now(get) => return get(api, request).map(Step::Done),
+            Get::Later(get) => Some(get),
+        },
+        Method::PUT => route.put,
+        Method::DELETE => route.delete,
+        _ => None,
+    };
+    match handler {
+        Some(handler) => Ok(Step::Handler(handler)),
+        None if std::ptr::eq(route, &raw const OTHER) => Err(ApiError::NotFound),
+        None => {
+            let mut response = ApiError::MethodNotAllowed.into_response();
+            response.headers_mut().insert(ALLOW, route.allow());
+            Ok(Step::Done(response))
+        }
+    }
 }
 
 fn admit(api: &Api, need: Need, request: &Request) -> Result<(), ApiError> {
-    match request.extensions().get::<Caller>() {
-        Some(Caller::Local(peer)) => api.rules.local(peer, need)?,
-        Some(Caller::Tcp) => {
+    match &request.caller {
+        Caller::Local(peer) => api.rules.local(peer, need)?,
+        Caller::Tcp => {
             let presented = bearer(request.headers()).ok_or(ApiError::Unauthorized)?;
             // Whether it is the token is not known before core was heard.
             let state = api.mirror.snapshot().ok_or(ApiError::CoreUnavailable)?;
             api.rules.tcp(presented, state.token_sha256(), need)?;
         }
-        // No connection is served without; were it, nobody is let in.
-        None => return Err(ApiError::Forbidden),
     }
     Ok(())
-}
-
-fn not_found() -> std::future::Ready<ApiError> {
-    std::future::ready(ApiError::NotFound)
-}
-
-fn method_not_allowed() -> std::future::Ready<ApiError> {
-    std::future::ready(ApiError::MethodNotAllowed)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use std::path::Path;
 
-    use axum::body::Body;
+    use http::StatusCode;
     use http::header::AUTHORIZATION;
-    use http::{Method, StatusCode};
+    use http_body_util::Empty;
     use plexd_proto::transport::PeerCredentials;
     use tokio_util::sync::CancellationToken;
 
@@ -129,14 +207,13 @@ pub(super) mod tests {
     const METHODS: [Method; 6] =
         [Method::GET, Method::HEAD, Method::PUT, Method::DELETE, Method::POST, Method::OPTIONS];
 
-    /// A router whose core is away and whose mirror is empty: whoever is let in finds nothing, with 400, 404, 405 or
-    /// 503.
-    fn api() -> Router {
+    /// An API whose core is away and whose mirror is empty: whoever is let in finds nothing, with 400, 404, 405 or 503.
+    fn api() -> Arc<Api> {
         let mirror = Arc::new(Mirror::new());
         let core = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
         let rules = Rules { socket_gid: 900, secrets_gid: 901, tcp_secrets: true };
         let shutdown = CancellationToken::new();
-        router(&Arc::new(Api {
+        Arc::new(Api {
             mirror,
             core,
             rules,
@@ -145,31 +222,30 @@ pub(super) mod tests {
             told: Told::default(),
             metrics: None,
             shutdown,
-        }))
+        })
     }
 
-    async fn answer(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> Response {
-        let mut request = Request::new(Body::empty());
+    async fn answer(api: &Arc<Api>, caller: &Caller, method: &Method, path: &str) -> Response {
+        let mut request = http::Request::new(Empty::<Bytes>::new());
         *request.method_mut() = method.clone();
-        request.headers_mut().insert(AUTHORIZATION, http::HeaderValue::from_static("Bearer guess"));
+        request.headers_mut().insert(AUTHORIZATION, HeaderValue::from_static("Bearer guess"));
         if let Ok(uri) = path.parse() {
             *request.uri_mut() = uri;
         }
-        if let Some(caller) = caller {
-            request.extensions_mut().insert(caller.clone());
+        match super::answer(api, caller, request).0 {
+            Outcome::Now(response) => response,
+            Outcome::Later(response) => response.await,
         }
-        let Ok(response) = tower::Service::call(&mut router.clone(), request).await;
-        response
     }
 
-    async fn status(router: &Router, caller: Option<&Caller>, method: &Method, path: &str) -> StatusCode {
-        answer(router, caller, method, path).await.status()
+    async fn status(api: &Arc<Api>, caller: &Caller, method: &Method, path: &str) -> StatusCode {
+        answer(api, caller, method, path).await.status()
     }
 
-    /// Returns the methods that `path` has, as the router says that refuses another.
+    /// Returns the methods that `path` has, as the refusal of another says.
     pub(in crate::http) async fn allowed(path: &str) -> Vec<String> {
         let path = path.replace("{key}", "k");
-        let refused = answer(&api(), Some(&local(&[900, 901])), &Method::OPTIONS, &path).await;
+        let refused = answer(&api(), &local(&[900, 901]), &Method::OPTIONS, &path).await;
         assert_eq!(refused.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
         let allow = refused.headers()[http::header::ALLOW].to_str().unwrap();
         allow.split(',').map(str::to_owned).collect()
@@ -181,7 +257,7 @@ pub(super) mod tests {
 
     #[tokio::test]
     async fn every_route_and_method_is_refused_to_who_lacks_what_it_needs() {
-        let router = api();
+        let api = api();
         let paths = ROUTES.iter().map(|route| (route.path.replace("{key}", "k"), route.need));
         let empty_keys = ROUTES
             .iter()
@@ -189,23 +265,14 @@ pub(super) mod tests {
         let unknown = [("/".to_owned(), Need::Access), ("/v1/nothing".to_owned(), Need::Access)];
         for (path, need) in paths.chain(empty_keys).chain(unknown) {
             for method in &METHODS {
-                let of = async |caller: Option<&Caller>| status(&router, caller, method, &path).await;
+                let of = async |caller: &Caller| status(&api, caller, method, &path).await;
                 let about = format!("{method} {path}");
-                assert_eq!(of(None).await, StatusCode::FORBIDDEN, "nobody: {about}");
-                assert_eq!(of(Some(&local(&[]))).await, StatusCode::FORBIDDEN, "no group: {about}");
-                assert_eq!(
-                    of(Some(&local(&[901]))).await,
-                    StatusCode::FORBIDDEN,
-                    "secrets group alone: {about}"
-                );
-                assert_eq!(of(Some(&Caller::Tcp)).await, StatusCode::SERVICE_UNAVAILABLE, "TCP: {about}");
-                let member = of(Some(&local(&[900]))).await;
+                assert_eq!(of(&local(&[])).await, StatusCode::FORBIDDEN, "no group: {about}");
+                assert_eq!(of(&local(&[901])).await, StatusCode::FORBIDDEN, "secrets group alone: {about}");
+                assert_eq!(of(&Caller::Tcp).await, StatusCode::SERVICE_UNAVAILABLE, "TCP: {about}");
+                let member = of(&local(&[900])).await;
                 assert_eq!(member == StatusCode::FORBIDDEN, need == Need::Secrets, "member: {about}");
-                assert_ne!(
-                    of(Some(&local(&[900, 901]))).await,
-                    StatusCode::FORBIDDEN,
-                    "both groups: {about}"
-                );
+                assert_ne!(of(&local(&[900, 901])).await, StatusCode::FORBIDDEN, "both groups: {about}");
             }
         }
     }

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::extract::{Extension, Request, State};
-use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
-use http::{HeaderValue, Method};
+use http::{HeaderValue, Method, StatusCode};
 use plexd_proto::node::v1::get_secret_request::Caller as WireCaller;
 use plexd_proto::node::v1::{LocalCaller, Secret, TcpCaller};
 use plexd_proto::transport::PeerCredentials;
@@ -15,19 +12,16 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::conditional::client_has;
 use super::error::ApiError;
+use super::message::{self, Request, Response};
 use super::{Api, key};
 use crate::auth::{Caller, bearer};
 use crate::mirror::json;
 
 /// Answers one secret. The route's need has been checked by the gate; core has the final say all the same.
-pub(super) async fn value(
-    State(api): State<Arc<Api>>,
-    Extension(caller): Extension<Caller>,
-    request: Request,
-) -> Result<Response, ApiError> {
-    let key = key::of(request.uri().path())?;
-    let caller = match caller {
-        Caller::Local(peer) => WireCaller::Local(local(&peer)),
+pub(super) async fn value(api: Arc<Api>, request: Request) -> Result<Response, ApiError> {
+    let key = key::of(request.path())?;
+    let caller = match &request.caller {
+        Caller::Local(peer) => WireCaller::Local(local(peer)),
         Caller::Tcp => {
             let token = bearer(request.headers()).ok_or(ApiError::Unauthorized)?;
             WireCaller::Tcp(TcpCaller { token: Bytes::copy_from_slice(token) })
@@ -35,11 +29,9 @@ pub(super) async fn value(
     };
     let (body, etag) = render(api.core.secret(key, caller).await?)?;
     let mut response = if client_has(request.headers(), &etag) {
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = http::StatusCode::NOT_MODIFIED;
-        response
+        message::empty(StatusCode::NOT_MODIFIED)
     } else {
-        let mut response = Response::new(Body::from(body));
+        let mut response = message::answer(StatusCode::OK, body);
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     };
@@ -54,16 +46,13 @@ pub(super) fn refused(api: &Api, request: &Request, error: ApiError) {
     let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
     if is_denial
         && is_read
-        && let Some(caller) = request.extensions().get::<Caller>()
-        && let Ok(key) = key::of(request.uri().path())
+        && let Ok(key) = key::of(request.path())
     {
-        api.core.denied(
-            key,
-            match caller {
-                Caller::Local(peer) => Some(local(peer)),
-                Caller::Tcp => None,
-            },
-        );
+        let caller = match &request.caller {
+            Caller::Local(peer) => Some(local(peer)),
+            Caller::Tcp => None,
+        };
+        api.core.denied(key, caller);
     }
 }
 

@@ -1,19 +1,16 @@
 //! `GET /v1/state/watch`: what changes, as server-sent events. A watcher compares the state it last told of with the
 //! one there is: one that is slow misses intermediate versions, holds nobody up and needs no queue.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use tokio::sync::watch;
 
 use super::error::ApiError;
+use super::message::{Body, Request, Response};
 use super::{Api, read};
 use crate::mirror::{Change, Snapshot, json};
 
@@ -28,20 +25,16 @@ struct Watcher {
     greeted: bool,
 }
 
-pub(super) fn watch(State(api): State<Arc<Api>>) -> std::future::Ready<Response> {
-    std::future::ready(open(&api).unwrap_or_else(IntoResponse::into_response))
-}
-
-fn open(api: &Arc<Api>) -> Result<Response, ApiError> {
+pub(super) fn watch(api: &Arc<Api>, _: &Request) -> Result<Response, ApiError> {
     // Subscribed before the state is taken: nothing between the two is missed.
     let changes = api.mirror.changes();
     let told = api.state()?;
     let watcher = Watcher { api: Arc::clone(api), changes, told, greeted: false };
     let events = futures_util::stream::unfold(watcher, |mut watcher| async move {
         let text = watcher.next().await?;
-        Some((Ok::<_, Infallible>(text), watcher))
+        Some((text, watcher))
     });
-    let mut response = Response::new(Body::from_stream(events));
+    let mut response = Response::new(Body::Pieces(Box::pin(events)));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -12,9 +12,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::Request;
@@ -29,7 +26,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::server::Connected;
 
-use super::{Api, ApiError, Metrics, routes};
+use super::message::{Body, Response};
+use super::routes::{self, Outcome};
+use super::{Api, ApiError, Metrics};
 use crate::auth::Caller;
 use link::{Answering, Link, Shared};
 pub use slots::Limits;
@@ -53,10 +52,23 @@ const DISCARDED: u64 = 64 * 1024;
 const TOO_MANY: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n\
     content-length: 32\r\nconnection: close\r\n\r\n{\"error\":\"too many connections\"}";
 
+/// What answers the requests of a caller.
+#[derive(Clone)]
+struct Handler(Arc<Answerer>);
+
+/// Gives the body back if nobody reads it.
+type Answerer = dyn Fn(&Caller, Request<RequestBody>) -> (Outcome, Option<RequestBody>) + Send + Sync;
+
+impl std::fmt::Debug for Handler {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Handler")
+    }
+}
+
 /// Serves the API on any number of listeners.
 #[derive(Debug)]
 pub struct Server {
-    router: Router,
+    answer: Handler,
     slots: Arc<Slots>,
     metrics: Option<Metrics>,
     turning_away: Arc<Semaphore>,
@@ -68,7 +80,10 @@ impl Server {
     /// Creates a server of `api`, which ends with its `shutdown`.
     pub fn new(api: &Arc<Api>, limits: Limits) -> Arc<Self> {
         Arc::new(Self {
-            router: routes::router(api),
+            answer: Handler(Arc::new({
+                let api = Arc::clone(api);
+                move |caller, request| routes::answer(&api, caller, request)
+            })),
             slots: Slots::new(limits),
             metrics: api.metrics.clone(),
             turning_away: Arc::new(Semaphore::new(TURNED_AWAY)),
@@ -142,7 +157,7 @@ impl Server {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let shared = Shared::new();
-        let requests = Requests { router: self.router.clone(), caller, shared: Arc::clone(&shared) };
+        let requests = Requests { answer: self.answer.clone(), caller, shared: Arc::clone(&shared) };
         let shutdown = self.shutdown.clone();
         let open = self.metrics.as_ref().map(Metrics::opened);
         async move {
@@ -183,30 +198,47 @@ async fn turn_away<I: AsyncRead + AsyncWrite + Unpin>(mut io: I) {
 /// The requests of one connection.
 #[derive(Debug, Clone)]
 struct Requests {
-    router: Router,
+    answer: Handler,
     caller: Caller,
     shared: Arc<Shared>,
 }
 
 impl Service<Request<RequestBody>> for Requests {
-    type Response = Response<Answer>;
+    type Response = http::Response<Answer>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+    type Future = Answered;
 
     fn call(&self, request: Request<RequestBody>) -> Self::Future {
         let (answering, refused) = self.shared.begin();
-        let mut request = request.map(Body::new);
-        request.extensions_mut().insert(self.caller.clone());
-        let mut router = self.router.clone();
-        Box::pin(async move {
-            let response = if refused {
-                ApiError::ConflictingLengths.into_response()
-            } else {
-                let Ok(response) = tower::Service::call(&mut router, request).await;
-                response
-            };
-            Ok(response.map(|body| Answer { body, _answering: answering }))
-        })
+        let (outcome, unread) = if refused {
+            (Outcome::Now(ApiError::ConflictingLengths.into_response()), Some(request.into_body()))
+        } else {
+            (self.answer.0)(&self.caller, request)
+        };
+        Answered { outcome, _unread: unread, answering: Some(answering) }
+    }
+}
+
+/// An answer that is there, or is waited for.
+struct Answered {
+    outcome: Outcome,
+    /// As long as it is there hyper goes on reading, and may find the next request.
+    _unread: Option<RequestBody>,
+    /// Until it is part of the answer.
+    answering: Option<Answering>,
+}
+
+impl Future for Answered {
+    type Output = Result<http::Response<Answer>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = &mut *self;
+        let response = match &mut this.outcome {
+            Outcome::Now(response) => std::mem::replace(response, Response::new(Body::Whole(Bytes::new()))),
+            Outcome::Later(response) => std::task::ready!(response.as_mut().poll(cx)),
+        };
+        let answering = this.answering.take();
+        Poll::Ready(Ok(response.map(|body| Answer { body, _answering: answering })))
     }
 }
 
@@ -214,17 +246,17 @@ impl Service<Request<RequestBody>> for Requests {
 #[derive(Debug)]
 struct Answer {
     body: Body,
-    _answering: Answering,
+    _answering: Option<Answering>,
 }
 
 impl hyper::body::Body for Answer {
     type Data = Bytes;
-    type Error = axum::Error;
+    type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         Pin::new(&mut self.body).poll_frame(cx)
     }
 

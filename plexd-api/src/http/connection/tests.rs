@@ -1,6 +1,5 @@
 //! Whole connections, through hyper: how long they live, and that no request is answered whose length is unclear.
 
-use axum::routing::any;
 use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::time::Instant;
 
@@ -11,12 +10,19 @@ const SLOW: Duration = Duration::from_secs(40);
 
 /// Serves one connection, and returns the client's end of it.
 fn connect() -> DuplexStream {
-    let slow = any(|| async {
-        tokio::time::sleep(SLOW).await;
-        "answer"
-    });
+    let response = || Response::new(Body::Whole(Bytes::from_static(b"answer")));
+    let answer = move |_: &Caller, request: Request<RequestBody>| match request.uri().path() {
+        "/slow" => {
+            let slow = async move {
+                tokio::time::sleep(SLOW).await;
+                response()
+            };
+            (Outcome::Later(Box::pin(slow)), Some(request.into_body()))
+        }
+        _ => (Outcome::Now(response()), Some(request.into_body())),
+    };
     let server = Server {
-        router: Router::new().route("/", any(|| async { "answer" })).route("/slow", slow),
+        answer: Handler(Arc::new(answer)),
         metrics: None,
         slots: Slots::new(Limits::default()),
         turning_away: Arc::new(Semaphore::new(1)),
