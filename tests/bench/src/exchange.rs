@@ -1,5 +1,6 @@
 //! One request at a time, for what is not measured by a load.
 
+use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -28,8 +29,8 @@ impl Answer {
         self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
     }
 
-    /// The head without what differs from one moment to the next.
-    pub(crate) fn lasting_head(&self) -> Vec<&str> {
+    /// The lines of the head, without what differs from one moment to the next; their order means nothing.
+    pub(crate) fn lasting_head(&self) -> BTreeSet<&str> {
         self.head.lines().filter(|line| !line.starts_with("date: ")).collect()
     }
 }
