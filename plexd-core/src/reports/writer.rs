@@ -326,11 +326,12 @@ impl Writer {
     /// Tells what came of a write of `bytes`, before it is answered: who asked may look next.
     fn settled<T>(&mut self, result: io::Result<T>, bytes: u64) -> io::Result<T> {
         match &result {
-            Ok(_) => {
+            Ok(_) if self.is_over(bytes) => {
                 if self.trouble.send_replace(None).is_some() {
                     self.board.clear(Subsystem::Reports, "storage");
                 }
             }
+            Ok(_) => {}
             Err(error) => {
                 self.tell(error, bytes);
                 if let Err(error) = self.store.recover() {
@@ -340,6 +341,23 @@ impl Writer {
         }
         self.publish();
         result
+    }
+
+    /// Returns whether there is no trouble any more once `bytes` were written: something smaller than what did not fit may
+    /// find room on a disk that is as full as before.
+    fn is_over(&self, bytes: u64) -> bool {
+        match *self.trouble.borrow() {
+            Some(Trouble::Full(lacking)) => bytes >= lacking || self.has_room(lacking),
+            Some(Trouble::Refused) | None => true,
+        }
+    }
+
+    /// Returns whether the disk has room for `bytes`, or does not say.
+    fn has_room(&self, bytes: u64) -> bool {
+        let disk = statvfs(&self.folder);
+        disk.map_or(true, |disk| {
+            disk.blocks_available().saturating_mul(disk.fragment_size()) >= bytes.saturating_add(ROOM)
+        })
     }
 
     fn tell(&self, error: &io::Error, bytes: u64) {
@@ -356,13 +374,11 @@ impl Writer {
     /// Tries whether the disk takes writes again, if it did not.
     fn probe(&mut self) {
         let Some(trouble) = *self.trouble.borrow() else { return };
-        if let Trouble::Full(bytes) = trouble
-            && let Ok(disk) = statvfs(&self.folder)
-            && disk.blocks_available().saturating_mul(disk.fragment_size()) < bytes + ROOM
-        {
-            return;
-        }
-        let bytes = if let Trouble::Full(bytes) = trouble { bytes } else { 0 };
+        let bytes = match trouble {
+            Trouble::Full(bytes) if !self.has_room(bytes) => return,
+            Trouble::Full(bytes) => bytes,
+            Trouble::Refused => 0,
+        };
         let probed = self.store.probe();
         // Told already.
         let _ = self.settled(probed, bytes);
