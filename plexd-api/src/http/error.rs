@@ -6,7 +6,7 @@ use http::header::{CONNECTION, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use plexd_proto::node::v1::{ReportRefusal, SecretRefusal};
 
-use super::message::{self, Response};
+use super::message::{self, JSON, Response};
 use crate::auth::Refusal;
 use crate::core_client::CallError;
 
@@ -104,7 +104,7 @@ impl ApiError {
         // The texts above need no escaping.
         let mut response = message::answer(status, Bytes::from(format!("{{\"error\":\"{text}\"}}")));
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, JSON);
         match self {
             Self::Unauthorized => {
                 headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

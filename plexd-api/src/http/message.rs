@@ -9,11 +9,14 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::Stream;
 use http::request::Parts;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::body::{Frame, SizeHint};
 
 use super::error::ApiError;
 use crate::auth::Caller;
+
+/// Media type of every answer but a few.
+pub(super) const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// An answer.
 pub(super) type Response = http::Response<Body>;

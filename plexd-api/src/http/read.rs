@@ -8,11 +8,9 @@ use http::{HeaderName, HeaderValue, StatusCode};
 
 use super::conditional::client_has;
 use super::error::ApiError;
-use super::message::{self, Request, Response};
+use super::message::{self, JSON, Request, Response};
 use super::{Api, key};
 use crate::mirror::{Kind, Rendered};
-
-const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// On reads while core is away: for how many seconds it has been.
 pub(super) const STATE_AGE: HeaderName = HeaderName::from_static("plexd-state-age");

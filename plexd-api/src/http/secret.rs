@@ -12,7 +12,7 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::conditional::client_has;
 use super::error::ApiError;
-use super::message::{self, Request, Response};
+use super::message::{self, JSON, Request, Response};
 use super::{Api, key};
 use crate::auth::{Caller, bearer};
 use crate::mirror::json;
@@ -32,7 +32,7 @@ pub(super) async fn value(api: Arc<Api>, request: Request) -> Result<Response, A
         message::empty(StatusCode::NOT_MODIFIED)
     } else {
         let mut response = message::answer(StatusCode::OK, body);
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(CONTENT_TYPE, JSON);
         response
     };
     response.headers_mut().insert(ETAG, etag);
