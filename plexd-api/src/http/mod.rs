@@ -10,6 +10,7 @@ mod key;
 mod message;
 mod metrics;
 mod openapi;
+pub mod parts;
 mod read;
 mod report;
 mod routes;

@@ -96,6 +96,11 @@ pub(super) static ROUTES: [Route; 14] = [
 /// What the table does not name.
 static OTHER: Route = Route::now("other", Need::Access, |_, _| Err(ApiError::NotFound));
 
+/// Returns the route of a path, as it was sent.
+pub(super) fn of(path: &str) -> Option<&'static Route> {
+    ROUTES.iter().find(|route| route.is_of(path))
+}
+
 /// An answer, or what it comes of.
 pub(super) enum Outcome {
     /// It is there.
@@ -112,7 +117,7 @@ where
 {
     let (parts, body) = request.into_parts();
     let request = Request { parts, caller: caller.clone() };
-    let route = ROUTES.iter().find(|route| route.is_of(request.path())).unwrap_or(&OTHER);
+    let route = of(request.path()).unwrap_or(&OTHER);
     let counted = api.metrics.clone().map(|metrics| (metrics, request.method().clone(), Instant::now()));
     let count = move |response: &Response| {
         if let Some((metrics, method, begun)) = counted {

@@ -53,7 +53,7 @@ impl HttpAnswer {
     }
 
     /// Parses an answer as it came, or what `curl --include` printed.
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let (head, body) = text.split_once("\r\n\r\n")?;
         let mut lines = head.split("\r\n");
         let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;

@@ -23,6 +23,7 @@ mod sweep;
 mod table;
 mod users;
 mod wait;
+mod wire;
 
 pub use barrage::Barrage;
 pub use control_plane::ControlPlane;
@@ -39,3 +40,4 @@ pub use sweep::{remove, sweep};
 pub use table::table_id;
 pub use users::ensure_users;
 pub use wait::{Attempt, patient, wait_until};
+pub use wire::Wire;

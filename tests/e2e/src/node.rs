@@ -1,13 +1,14 @@
 //! A node: plexd-core and plexd-api in a host, started as root so that they give it up by themselves, and what people
 //! and programs on that node do with them.
 
+use std::io;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::http::{HttpAnswer, curl};
 use crate::output::Output;
-use crate::{As, ControlPlane, Daemon, Host, wait_until};
+use crate::{As, ControlPlane, Daemon, Host, Wire, wait_until};
 
 /// The configuration.
 const CONFIG: &str = "/etc/plexd/config.yaml";
@@ -15,7 +16,10 @@ const CONFIG: &str = "/etc/plexd/config.yaml";
 /// The certificate of the control plane's authority.
 const CA: &str = "/etc/plexd/ca.pem";
 
-/// The socket of the Local Node API, as the guide has it.
+/// The socket of the Local Node API.
+const SOCKET: &str = "/run/plexd/api.sock";
+
+/// The same, as the guide has it.
 const API_SOCKET: &str = "/var/run/plexd/api.sock";
 
 /// How long enrolment may take.
@@ -190,6 +194,24 @@ impl Node {
     pub fn curl_tcp(&self, path: &str, arguments: &[&str]) -> Result<HttpAnswer, Output> {
         let url = format!("http://127.0.0.1:9100{path}");
         curl(&self.host, None, &[&[url.as_str()], arguments].concat())
+    }
+
+    /// Connects to the Local Node API's Unix socket, as this process, which is root.
+    ///
+    /// # Errors
+    /// If it cannot.
+    #[track_caller]
+    pub fn connect_unix(&self) -> io::Result<Wire> {
+        Wire::unix(&self.host.path(SOCKET))
+    }
+
+    /// Connects to the Local Node API's TCP listener at its default address, from within the host.
+    ///
+    /// # Errors
+    /// If it cannot.
+    #[track_caller]
+    pub fn connect_tcp(&self) -> io::Result<Wire> {
+        Wire::tcp(&self.host)
     }
 
     /// Runs plexd-ctl as root.

@@ -1,5 +1,6 @@
 //! Fuzz targets: whatever the control plane sends, nothing panics, grows or is applied that should not be, and no error
-//! shows a key (contract, section 2). A target is a function of bytes; the smoke run (`tests/smoke.rs`, part of
+//! shows a key (contract, section 2); whatever an application sends is answered as the reference has it, and read in one
+//! way only (section 6). A target is a function of bytes; the smoke run (`tests/smoke.rs`, part of
 //! `make test`) and the guided fuzzer (`src/bin/guided.rs`, `make fuzz`) call the same ones.
 //!
 //! - [`targets`]: the targets, and what they check in common
@@ -18,7 +19,7 @@ pub mod targets;
 pub struct Target {
     /// Its name, and that of its folder in `corpus`.
     pub name: &'static str,
-    /// Does with the bytes what plexd-core does with them; panics if that breaks a rule.
+    /// Does with the bytes what plexd-core or plexd-api does with them; panics if that breaks a rule.
     pub run: fn(&[u8]),
 }
 
@@ -37,6 +38,11 @@ pub const TARGETS: &[Target] = &[
     Target { name: "policy", run: targets::policy::policies },
     Target { name: "texts", run: targets::texts::texts },
     Target { name: "config", run: targets::texts::config },
+    Target { name: "connection", run: targets::connection::connection },
+    Target { name: "path", run: targets::requests::path },
+    Target { name: "conditions", run: targets::requests::conditions },
+    Target { name: "report", run: targets::requests::report },
+    Target { name: "rewriting", run: targets::requests::rewriting },
 ];
 
 /// Returns the target of that name.

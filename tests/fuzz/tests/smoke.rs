@@ -66,4 +66,5 @@ macro_rules! smoke {
     };
 }
 
-smoke!(sse envelope event state register rotate heartbeat endpoint secret refusal policy texts config);
+smoke!(sse envelope event state register rotate heartbeat endpoint secret refusal policy texts config connection path
+    conditions report rewriting);

@@ -84,6 +84,11 @@ impl Framing {
         }
     }
 
+    /// Returns how many heads have ended so far.
+    pub(super) fn heads(&self) -> u64 {
+        self.heads
+    }
+
     /// Takes the next bytes; returns the number, from 0, of the request from which on none may be answered: its head
     /// gave both lengths, or it is not certain where it begins or ends. Returns one such number, once.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Option<u64> {

@@ -1,6 +1,7 @@
 //! One connection's bytes, with the time they may take: a head 10 s, silence between requests 75 s (contract, section
 //! 6), an answer that the client does not take as fast as it comes 30 s and a second more for each 16 KiB it takes.
-//! hyper has one timeout for the first two.
+//! hyper has one timeout for the first two. After a refusal of hyper's own the rest of what the client sends is taken and
+//! dropped for a moment: closing a connection with bytes unread would take the answer away from it.
 
 use std::io;
 use std::pin::Pin;
@@ -21,6 +22,8 @@ const IDLE: Duration = Duration::from_secs(75);
 const WRITE: Duration = Duration::from_secs(30);
 /// Bytes a second that a client has to take on the average, once it has kept an answer waiting.
 const WRITE_RATE: u64 = 16 * 1024;
+/// For how long, and of how many bytes, the rest is taken from a client that was refused.
+const LINGER: (Duration, usize) = (Duration::from_secs(1), 4 * 1024 * 1024);
 
 /// What the bytes and the requests of a connection know of each other.
 #[derive(Debug)]
@@ -32,19 +35,24 @@ pub(super) struct Shared {
     /// Number of the request from which on none may be answered, if there is one: its head gave both lengths, or it is
     /// not certain where it begins or ends.
     refused: AtomicU64,
+    /// Heads that are complete in what was read so far.
+    heads: AtomicU64,
 }
 
 impl Shared {
     pub(super) fn new() -> Arc<Self> {
         let refused = AtomicU64::new(u64::MAX);
-        Arc::new(Self { answering: AtomicUsize::new(0), begun: AtomicU64::new(0), refused })
+        let (answering, begun, heads) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { answering, begun, refused, heads })
     }
 
-    /// Notes that the next request is being answered; returns whether it is to be refused for its lengths.
+    /// Notes that the next request is being answered; returns whether it is to be refused for its lengths. One that
+    /// begins where none was seen to end is, too: it is what somebody hid in the one before.
     pub(super) fn begin(self: &Arc<Self>) -> (Answering, bool) {
         self.answering.fetch_add(1, Ordering::Relaxed);
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
-        (Answering(Arc::clone(self)), number >= self.refused.load(Ordering::Relaxed))
+        let certain = self.refused.load(Ordering::Relaxed).min(self.heads.load(Ordering::Relaxed));
+        (Answering(Arc::clone(self)), number >= certain)
     }
 }
 
@@ -70,6 +78,18 @@ pub(super) struct Link<I> {
     taken: u64,
     /// What is to be sent in the place of a refusal of hyper's own.
     instead: Bytes,
+    end: End,
+}
+
+/// How the connection ends.
+#[derive(Debug)]
+enum End {
+    /// At once.
+    Plain,
+    /// Once the client has been refused, and its rest taken.
+    Lingering,
+    /// The client has been told that nothing follows. So many bytes are still taken, until the time is up.
+    Taking(Pin<Box<Sleep>>, usize),
 }
 
 impl<I> Link<I> {
@@ -82,6 +102,7 @@ impl<I> Link<I> {
             writing: Timer::new(),
             taken: 0,
             instead: Bytes::new(),
+            end: End::Plain,
         }
     }
 
@@ -110,6 +131,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Link<I> {
             if let Some(number) = this.framing.feed(&buffer.filled()[before..]) {
                 this.shared.refused.store(number, Ordering::Relaxed);
             }
+            this.shared.heads.store(this.framing.heads(), Ordering::Relaxed);
             return Poll::Ready(Ok(()));
         }
         let owed = this.owed();
@@ -157,13 +179,35 @@ impl<I: AsyncWrite + Unpin> Link<I> {
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Link<I> {
+impl<I: AsyncRead + Unpin> Link<I> {
+    /// Takes what the client still sends, within bounds.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if let End::Lingering = self.end {
+            self.end = End::Taking(Box::pin(tokio::time::sleep(LINGER.0)), LINGER.1);
+        }
+        let End::Taking(time, left) = &mut self.end else { return Poll::Ready(()) };
+        let mut space = [0; 4096];
+        while *left > 0 && time.as_mut().poll(cx).is_pending() {
+            let mut buffer = ReadBuf::new(&mut space);
+            let read = ready!(Pin::new(&mut self.inner).poll_read(cx, &mut buffer));
+            let count = buffer.filled().len();
+            if read.is_err() || count == 0 {
+                break;
+            }
+            *left = left.saturating_sub(count);
+        }
+        Poll::Ready(())
+    }
+}
+
+impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Link<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_instead(cx))?;
         match refusal::find(data) {
             None => self.poll_inner(cx, data),
             Some((0, answer)) => {
                 self.instead = answer;
+                self.end = End::Lingering;
                 Poll::Ready(Ok(data.len()))
             }
             Some((before, _)) => self.poll_inner(cx, &data[..before]),
@@ -203,8 +247,11 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Link<I> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_instead(cx))?;
-        let result = Pin::new(&mut self.inner).poll_shutdown(cx);
-        self.bounded(cx, result)
+        if !matches!(self.end, End::Taking(..)) {
+            let result = Pin::new(&mut self.inner).poll_shutdown(cx);
+            ready!(self.bounded(cx, result))?;
+        }
+        self.poll_linger(cx).map(Ok)
     }
 }
 
@@ -371,6 +418,42 @@ mod tests {
             link.flush().await.unwrap();
             client = reader.await.unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_was_not_seen_to_begin_is_refused() {
+        let (mut client, mut link, shared) = link(1000);
+        client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        link.read(&mut [0; 100]).await.unwrap();
+        assert!(!shared.begin().1);
+        assert!(shared.begin().1, "a second one, of which nobody knows");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_refused_client_still_sends_is_taken_for_a_moment() {
+        let own = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n";
+        let (mut client, mut link, _) = link(1000);
+        let speaker = tokio::spawn(async move {
+            // More than there is room for, all at once.
+            client.write_all(&[0; 10_000]).await.unwrap();
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        });
+        let start = Instant::now();
+        link.write_all(own).await.unwrap();
+        link.shutdown().await.unwrap();
+        assert_eq!(start.elapsed().round(), LINGER.0, "a client that stays is left");
+        drop(link);
+        assert!(speaker.await.unwrap().ends_with("{\"error\":\"bad request\"}"));
+
+        let (client, mut link, _) = super::tests::link(1000);
+        link.write_all(own).await.unwrap();
+        drop(client);
+        let start = Instant::now();
+        // A client that has left is not waited for, and may be one that nothing can be told.
+        let _ = link.shutdown().await;
+        assert_eq!(start.elapsed().round(), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -30,7 +30,9 @@ use super::message::{Body, Response};
 use super::routes::{self, Outcome};
 use super::{Api, ApiError, Metrics};
 use crate::auth::Caller;
+use framing::Framing;
 use link::{Answering, Link, Shared};
+pub(super) use refusal::find as refusal;
 pub use slots::Limits;
 use slots::{Slot, Slots};
 
@@ -180,6 +182,13 @@ impl Server {
             }
         }
     }
+}
+
+/// Follows requests through the bytes of a connection (see [`super::parts::follow`]).
+pub(super) fn follow<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Option<u64>, u64) {
+    let mut framing = Framing::new();
+    let refused = pieces.into_iter().fold(None, |refused, piece| framing.feed(piece).or(refused));
+    (refused, framing.heads())
 }
 
 /// Tells a client that there is no place, and takes what it sends meanwhile: closing a TCP connection with bytes unread

@@ -11,7 +11,7 @@ const LONGEST: usize = 256;
 ///
 /// Nothing else looks like it: no answer of this API to an error is empty, and no JSON text has a line end followed by
 /// such a head.
-pub(super) fn find(bytes: &[u8]) -> Option<(usize, Bytes)> {
+pub(in crate::http) fn find(bytes: &[u8]) -> Option<(usize, Bytes)> {
     if !bytes.ends_with(b"\r\n\r\n") {
         return None;
     }

@@ -3,10 +3,13 @@
 
 mod access;
 mod api;
+mod background;
 mod bad_input;
+mod bystander;
 mod conformance;
 mod control_plane;
 mod deregister;
+mod dice;
 mod drift;
 mod durability;
 mod endpoints;
@@ -14,9 +17,12 @@ mod events;
 mod everything;
 mod faults;
 mod lifecycle;
+mod malformed;
 mod mesh;
+mod mirror;
 mod offline;
 mod openapi;
+mod overload;
 mod ping;
 mod policies;
 mod policy;

@@ -1,9 +1,11 @@
 //! The targets, and what several of them check.
 
 pub mod answers;
+pub mod connection;
 pub mod envelope;
 pub mod event;
 pub mod policy;
+pub mod requests;
 pub mod sse;
 pub mod state;
 pub mod texts;

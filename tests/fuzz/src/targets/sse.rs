@@ -33,7 +33,8 @@ fn parse<'a>(chunks: impl IntoIterator<Item = &'a [u8]>, limit: usize) -> Vec<It
     items
 }
 
-fn pieces(stream: &[u8], seed: u8) -> Vec<&[u8]> {
+/// Cuts a stream by chance, also into nothing.
+pub(super) fn pieces(stream: &[u8], seed: u8) -> Vec<&[u8]> {
     let mut random = Random::new(seed.into());
     let mut rest = stream;
     let mut pieces = Vec::new();

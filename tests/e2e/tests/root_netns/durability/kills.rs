@@ -1,18 +1,17 @@
-//! Reports written by many at once while plexd-core, plexd-api or both are killed at any moment. Which ones, and when, is
-//! drawn from a seed that is printed and can be given (`PLEXD_E2E_SEED`).
+//! Reports written by many at once while plexd-core, plexd-api or both are killed at any moment.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use plexd_e2e::wait_until;
+use plexd_e2e::{Wire, wait_until};
 use serde_json::Value;
 
 use super::up_to_date;
+use crate::dice::Dice;
 use crate::support::{SOON, Single};
 
 /// Rounds of `make test`, and of `make test-long`.
@@ -27,67 +26,18 @@ const SHARED: &str = "shared";
 /// How long after the start of a round something is killed, at most.
 const LATEST_KILL: u64 = 800;
 
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Numbers that look random and come again with the same seed.
-#[derive(Debug, Clone)]
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
-        // xorshift64
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % limit
-    }
-}
-
-/// A keep-alive connection to the Local Node API.
-struct Connection(BufReader<UnixStream>);
-
-impl Connection {
-    fn open(socket: &Path) -> io::Result<Self> {
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self(BufReader::new(stream)))
-    }
-
-    /// Makes a request; returns status and body.
-    fn request(
-        &mut self,
-        method: &str,
-        key: &str,
-        if_match: Option<i64>,
-        body: &str,
-    ) -> io::Result<(u16, String)> {
-        let condition = if_match.map(|version| format!("If-Match: {version}\r\n")).unwrap_or_default();
-        let request = format!(
-            "{method} /v1/state/report/{key} HTTP/1.1\r\nHost: x\r\n{condition}Content-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        self.0.get_mut().write_all(request.as_bytes())?;
-        let broken = || io::Error::other("no HTTP");
-        let (mut status, mut length) = (None, 0);
-        loop {
-            let mut line = String::new();
-            if self.0.read_line(&mut line)? == 0 {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            let line = line.trim_end().to_ascii_lowercase();
-            if line.is_empty() {
-                break;
-            } else if status.is_none() {
-                status = line.split(' ').nth(1).and_then(|code| code.parse().ok());
-            } else if let Some(value) = line.strip_prefix("content-length:") {
-                length = value.trim().parse().map_err(|_| broken())?;
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        Ok((status.ok_or_else(broken)?, String::from_utf8(body).map_err(|_| broken())?))
-    }
+/// Makes a request about the report `key`; returns status and body.
+fn request(
+    connection: &mut Wire,
+    method: &str,
+    key: &str,
+    if_match: Option<i64>,
+    body: Option<&str>,
+) -> io::Result<(u16, String)> {
+    let condition = if_match.map(|version| format!("If-Match: {version}"));
+    let headers: Vec<&str> = condition.iter().map(String::as_str).collect();
+    let answer = connection.ask(method, &format!("/v1/state/report/{key}"), &headers, body)?;
+    Ok((answer.status, answer.body))
 }
 
 /// What is under a key: version and payload, byte for byte.
@@ -165,14 +115,14 @@ fn write_on(
     mut known: BTreeMap<String, Content>,
     told: &Mutex<Told>,
 ) {
-    let Ok(mut connection) = Connection::open(socket) else { return };
+    let Ok(mut connection) = Wire::unix(socket) else { return };
     let own = format!("w{name}");
     for step in 0_u64.. {
         let key = if dice.below(4) == 0 { SHARED } else { own.as_str() };
         let current = known.get(key).cloned().flatten();
         let expected = current.as_ref().map_or(0, |(version, _)| *version);
         if current.is_some() && dice.below(16) == 0 {
-            let answer = connection.request("DELETE", key, Some(expected), "");
+            let answer = request(&mut connection, "DELETE", key, Some(expected), None);
             let mut told = told.lock().unwrap();
             match answer {
                 Ok((204, _)) => {
@@ -188,7 +138,7 @@ fn write_on(
             let payload =
                 format!(r#"{{"by":{name}, "step":{step},"die":{},"fill":"{fill}"}}"#, dice.below(1 << 40));
             let body = format!(r#"{{"content_type":"application/json","payload":{payload}}}"#);
-            let answer = connection.request("PUT", key, Some(expected), &body);
+            let answer = request(&mut connection, "PUT", key, Some(expected), Some(&body));
             let mut told = told.lock().unwrap();
             match answer {
                 Ok((200, body)) => {
@@ -204,7 +154,7 @@ fn write_on(
             }
         }
         // Somebody else was faster, or it is gone.
-        match connection.request("GET", key, None, "") {
+        match request(&mut connection, "GET", key, None, None) {
             Ok((200, body)) => known.insert(key.to_owned(), Some(content(&body))),
             Ok((404, _)) => known.insert(key.to_owned(), None),
             _ => return,
@@ -232,12 +182,12 @@ fn round(
     let writers: Vec<_> = (0..WRITERS)
         .map(|name| {
             let (socket, told, known) = (socket.clone(), Arc::clone(told), known.clone());
-            let dice = Dice(dice.below(u64::MAX).max(1));
+            let dice = dice.other();
             thread::spawn(move || write_on(&socket, name, dice, known, &told))
         })
         .collect();
     thread::sleep(Duration::from_millis(dice.below(LATEST_KILL)));
-    let victim = [Victim::Core, Victim::Api, Victim::Both][usize::try_from(dice.below(3)).unwrap_or(0)];
+    let victim = dice.of(&[Victim::Core, Victim::Api, Victim::Both]);
     if let Victim::Core | Victim::Both = victim {
         node.take_core().kill9();
     }
@@ -255,11 +205,11 @@ fn round(
         node.start_api();
     }
     wait_until(SOON, "an answer that is up to date", || up_to_date(node));
-    let mut connection = Connection::open(&socket).expect("plexd-api is up");
+    let mut connection = Wire::unix(&socket).expect("plexd-api is up");
     let mut told = told.lock().unwrap();
     let keys = (0..WRITERS).map(|name| format!("w{name}")).chain([SHARED.to_owned()]);
     for key in keys {
-        let there = match connection.request("GET", &key, None, "").expect("an answer") {
+        let there = match request(&mut connection, "GET", &key, None, None).expect("an answer") {
             (200, body) => Some(content(&body)),
             (404, _) => None,
             other => panic!("{other:?}"),
@@ -296,12 +246,9 @@ fn expect_the_same_at_the_control_plane(single: &Single, known: &BTreeMap<String
     });
 }
 
-#[expect(clippy::print_stdout, reason = "the seed is what repeats a failure")]
+#[expect(clippy::print_stdout, reason = "how much there was to lose")]
 fn kill_again_and_again(rounds: u32) {
-    let seed = std::env::var("PLEXD_E2E_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 0x9e37);
-    println!("PLEXD_E2E_SEED={seed}");
-    let mut dice = Dice(seed);
+    let mut dice = Dice::thrown();
     let mut single = Single::new("node_api:\n  report_debounce: 200ms\n");
     let (mut known, told) = (BTreeMap::new(), Arc::new(Mutex::new(Told::default())));
     for _ in 0..rounds {

@@ -1,0 +1,89 @@
+//! A change of 10,000 entries amid reads: every answer is right, of the state before or of the one after.
+
+use plexd_e2e::{Wire, wait_until};
+use serde_json::{Value, json};
+
+use crate::background::{Background, Over};
+use crate::bystander::{Bystander, TCP};
+use crate::support::{SOON, Single};
+
+const ENTRIES: usize = 10_000;
+
+/// Readers of lists at once.
+const READERS: usize = 2;
+
+/// Returns all entries of one version of the state, in its order: every other one goes backwards.
+fn entries(version: usize) -> Vec<Value> {
+    let mut entries: Vec<Value> = (0..ENTRIES)
+        .map(|number| {
+            json!({ "key": format!("e-{number:05}"), "content_type": "text/plain", "payload": version, "version": version,
+                    "updated_at": "2025-06-01T12:34:56Z" })
+        })
+        .collect();
+    if version % 2 == 0 {
+        entries.reverse();
+    }
+    entries
+}
+
+/// Returns which version of the state a list of entries is of; panics if it is of several, or not whole.
+#[track_caller]
+fn version_of(list: &Value) -> u64 {
+    let list = list.as_array().expect("a list");
+    assert_eq!(list.len(), ENTRIES);
+    let version = list[0]["version"].as_u64().expect("a version");
+    for (index, entry) in list.iter().enumerate() {
+        let number = if version % 2 == 0 { ENTRIES - 1 - index } else { index };
+        let expected = (Some(version), format!("e-{number:05}"));
+        let found = (entry["version"].as_u64(), entry["key"].as_str().unwrap_or_default().to_owned());
+        assert_eq!(found, expected, "a torn view, at {index}");
+    }
+    version
+}
+
+/// Reads until it is over, and returns how many different states were seen.
+fn read(mut wire: Wire, over: &Over) -> usize {
+    let (mut last, mut seen) = (0, 0);
+    while !over.now() {
+        for path in ["/v1/state", "/v1/state/data"] {
+            let answer = wire.ask("GET", path, &[], None).expect("an answer").with_status(200).json();
+            let list = if path == "/v1/state" { &answer["data_keys"] } else { &answer };
+            let version = version_of(list);
+            assert!(version >= last, "{version} after {last}");
+            seen += usize::from(version > last);
+            last = version;
+            // Entries are of that state, or of one that came meanwhile.
+            let path = format!("/v1/state/data/e-{:05}", version * 17 % ENTRIES as u64);
+            let entry = wire.ask("GET", &path, &[], None).expect("an answer").with_status(200).json();
+            assert!(entry["version"].as_u64() >= Some(version) && entry["version"] == entry["payload"], "{entry}");
+        }
+    }
+    seen
+}
+
+#[test]
+fn a_change_of_ten_thousand_entries_shows_whole_or_not_at_all_and_keeps_no_read_waiting() {
+    let single = Single::new(TCP).with_the_guides_state();
+    single.control_plane.set_state(&single.a.id, &json!({ "data": entries(1) }));
+    single.wait_api("/v1/state/data", |list| {
+        list.as_array().is_some_and(|list| list.len() == ENTRIES && list[0]["version"] == 1)
+    });
+    let node = &single.a.node;
+    let bystander = Bystander::reading(node);
+    let readers = [(); READERS].map(|()| {
+        let wire = node.connect_unix().expect("plexd-api listens");
+        Background::start(move |over| read(wire, over))
+    });
+    for version in 2..=4 {
+        single.control_plane.set_state(&single.a.id, &json!({ "data": entries(version) }));
+        wait_until(SOON, "the new state", || {
+            let answer = node.curl_unix("/v1/state/data/e-00000", &[]).with_status(200);
+            if answer.json()["version"] == json!(version) { Ok(()) } else { Err(answer) }
+        });
+    }
+    for reader in readers {
+        let seen = reader.finish();
+        assert!(seen > 1, "{seen} states were seen");
+    }
+    bystander.finish();
+}
