@@ -7,7 +7,9 @@ const MAX_HEAD: (usize, usize) = (8192, 32);
 /// A request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
+    /// One of five.
     pub method: String,
+    /// A path of plain characters.
     pub target: String,
     /// The body; `None` if its length is given in two ways, and nobody is to say where it ends.
     pub body: Option<Vec<u8>>,
@@ -106,8 +108,11 @@ fn chunks(mut bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
 /// An answer.
 #[derive(Debug)]
 pub struct Answer {
+    /// The status, none of the interim ones.
     pub status: u16,
+    /// Names in lower case, and values.
     pub headers: Vec<(String, String)>,
+    /// Empty if it is an answer to `HEAD`.
     pub body: String,
 }
 
