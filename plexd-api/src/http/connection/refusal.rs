@@ -21,7 +21,7 @@ pub(in crate::http) fn find(bytes: &[u8]) -> Option<(usize, Bytes)> {
     if !head.lines().any(|line| line.eq_ignore_ascii_case("content-length: 0")) {
         return None;
     }
-    let (status, text) = match &head[9..12] {
+    let (status, text) = match head.get(9..12)? {
         "400" => ("400 Bad Request", "bad request"),
         "431" => ("431 Request Header Fields Too Large", "request header fields too large"),
         _ => return None,
@@ -63,6 +63,7 @@ mod tests {
             "HTTP/1.1 204 No Content\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n",
             "HTTP/1.1 400 Bad Request\r\ncontent-length: 21\r\n\r\n{\"error\":\"not found\"}",
+            "HTTP/1.1 4a\u{20ac}\r\ncontent-length: 0\r\n\r\n",
         ] {
             assert_eq!(find(answer.as_bytes()), None, "{answer}");
         }

@@ -260,8 +260,11 @@ fn nothing_goes_back(rounds: u64) {
     let watcher = Background::start(move |over| watch(watching, over));
 
     let sights = Arc::<Sights>::default();
-    let reader =
-        |single: &Single| Reader { wire: connect(single), seen: Versions::new(), sights: Arc::clone(&sights) };
+    let reader = |single: &Single| Reader {
+        wire: connect(single),
+        seen: Versions::new(),
+        sights: Arc::clone(&sights),
+    };
     let readers: Vec<_> = (0..READERS)
         .map(|_| {
             let (mut reader, mut dice) = (reader(&single), dice.other());
@@ -318,7 +321,9 @@ fn nothing_goes_back(rounds: u64) {
         .collect();
     assert_eq!(heard, there, "what was told last is what is there");
     let answers = sights.answers.load(Ordering::Relaxed);
-    println!("{rounds} rounds: {answers} reads, {acknowledged} writes acknowledged, {version} states of data");
+    println!(
+        "{rounds} rounds: {answers} reads, {acknowledged} writes acknowledged, {version} states of data"
+    );
     assert!(acknowledged > 10 * rounds && answers > 100);
 }
 

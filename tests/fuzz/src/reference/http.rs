@@ -145,9 +145,11 @@ pub fn answers(bytes: &[u8]) -> Vec<Answer> {
             continue;
         }
         let mut answer = Answer { status, headers, body: String::new() };
-        let length: usize = answer.header("content-length").map_or(0, |length| length.parse().expect("a length"));
+        let length: usize =
+            answer.header("content-length").map_or(0, |length| length.parse().expect("a length"));
         if !(rest.is_empty() || rest.starts_with("HTTP/1.")) {
-            let (body, after) = rest.split_at_checked(length).unwrap_or_else(|| panic!("half a body: {rest:?}"));
+            let (body, after) =
+                rest.split_at_checked(length).unwrap_or_else(|| panic!("half a body: {rest:?}"));
             answer.body = body.to_owned();
             rest = after;
         }

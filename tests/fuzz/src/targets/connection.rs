@@ -135,7 +135,8 @@ fn assert_sound(answer: &Answer, may: bool) {
     let forbidden = (403, "forbidden");
     let is_known = |(status, text): &(u16, &str)| {
         // An answer to HEAD has no body.
-        answer.status == *status && (answer.body.is_empty() || answer.body == format!(r#"{{"error":"{text}"}}"#))
+        answer.status == *status
+            && (answer.body.is_empty() || answer.body == format!(r#"{{"error":"{text}"}}"#))
     };
     let known = REFUSALS.iter().chain(&ERRORS).find(|known| is_known(known));
     assert!(known.is_some(), "{about}");

@@ -48,7 +48,11 @@ impl Listener {
 /// Panics unless `answer` is the error `text` with `status`, as every error is told.
 #[track_caller]
 fn assert_error(answer: &HttpAnswer, status: u16, text: &str, about: &str) {
-    assert_eq!((answer.status, answer.body.as_str()), (status, &*format!(r#"{{"error":"{text}"}}"#)), "{about}");
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (status, &*format!(r#"{{"error":"{text}"}}"#)),
+        "{about}"
+    );
     assert_eq!(answer.header("content-type"), Some("application/json"), "{about}: {answer}");
 }
 

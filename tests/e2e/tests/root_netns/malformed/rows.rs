@@ -28,7 +28,12 @@ pub(super) struct Row {
 }
 
 impl Row {
-    fn new(name: &'static str, text: impl Into<Vec<u8>>, answers: &[(u16, &'static str)], then: Then) -> Self {
+    fn new(
+        name: &'static str,
+        text: impl Into<Vec<u8>>,
+        answers: &[(u16, &'static str)],
+        then: Then,
+    ) -> Self {
         Self { name, text: text.into(), answers: answers.to_vec(), then }
     }
 
@@ -74,7 +79,10 @@ fn report(body: &str) -> String {
 
 /// All of them.
 pub(super) fn all() -> Vec<Row> {
-    [keys(), conditions(), lengths(), chunks(), bodies(), heads(), targets(), strangers()].into_iter().flatten().collect()
+    [keys(), conditions(), lengths(), chunks(), bodies(), heads(), targets(), strangers()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn keys() -> Vec<Row> {
@@ -94,7 +102,12 @@ fn keys() -> Vec<Row> {
         of("half a surrogate pair", "/v1/state/data/%ed%a0%80"),
         of("a key of 257 bytes", &long),
         Row::new("a percent sign in a path", get("/v1/%zz"), &[(404, "not found")], Then::GoesOn),
-        Row::new("dots are a name like any other", get("/v1/state/data/.."), &[(404, "not found")], Then::GoesOn),
+        Row::new(
+            "dots are a name like any other",
+            get("/v1/state/data/.."),
+            &[(404, "not found")],
+            Then::GoesOn,
+        ),
     ]
 }
 
@@ -132,7 +145,11 @@ fn lengths() -> Vec<Row> {
         of("chunks and a length of nothing", "Transfer-Encoding: chunked\r\nContent-Length: 0\r\n", both),
         of("an unknown transfer encoding", "Transfer-Encoding: gzip\r\n", bad),
         of("chunks that are not the last encoding", "Transfer-Encoding: chunked, gzip\r\n", bad),
-        of("a body larger than anything", "Content-Length: 9223372036854775807\r\n", &[(413, "payload too large")]),
+        of(
+            "a body larger than anything",
+            "Content-Length: 9223372036854775807\r\n",
+            &[(413, "payload too large")],
+        ),
         Row::new(
             "chunks in HTTP/1.0",
             head("PUT /v1/state/report/k HTTP/1.0", "Transfer-Encoding: chunked\r\n") + "0\r\n\r\n",
@@ -188,6 +205,8 @@ fn bodies() -> Vec<Row> {
         pieces.extend_from_slice(b"\r\n");
     }
     pieces.extend_from_slice(b"0\r\n\r\n");
+    let mut unread = head("GET /v1/state HTTP/1.1", &format!("Content-Length: {size}\r\n")).into_bytes();
+    unread.resize(unread.len() + size, b' ');
     vec![
         of("a body of nothing", ""),
         of("two values", &format!("{BODY} {BODY}")),
@@ -200,6 +219,7 @@ fn bodies() -> Vec<Row> {
         Row::new("65 brackets", report(&nested), &[(400, "payload nested too deeply")], Then::GoesOn),
         Row::new("50 MB", whole, large, Then::Closed),
         Row::new("50 MB in chunks", pieces, large, Then::Closed),
+        Row::new("50 MB that nobody reads", unread, &[(200, "")], Then::Closed),
         Row::new(
             "50 MB that wait for leave",
             put("Expect: 100-continue\r\nContent-Length: 50000000\r\n", ""),
@@ -236,7 +256,12 @@ fn heads() -> Vec<Row> {
         line("a NUL in a path", "GET /v1/st\0ate HTTP/1.1"),
         line("a path that is no ASCII", "GET /v1/state/data/\u{1} HTTP/1.1"),
         Row::new("a path of 100 KiB", get(&format!("/{}", "x".repeat(100 * 1024))), large, Then::Closed),
-        Row::new("an address of 30 KiB", get(&format!("/{}", "x".repeat(30 * 1024))), &[(404, "not found")], Then::GoesOn),
+        Row::new(
+            "an address of 30 KiB",
+            get(&format!("/{}", "x".repeat(30 * 1024))),
+            &[(404, "not found")],
+            Then::GoesOn,
+        ),
         Row::new(
             "line feeds alone, which HTTP lets pass",
             get("/v1/state").replace("\r\n", "\n"),
@@ -270,7 +295,11 @@ fn targets() -> Vec<Row> {
     let of = |name, line: &str, answers| Row::new(name, head(line, ""), answers, Then::GoesOn);
     vec![
         of("CONNECT", "CONNECT example.org:443 HTTP/1.1", not_found),
-        of("the absolute form, which HTTP demands", "GET http://other.example/v1/state HTTP/1.1", &[(200, "")]),
+        of(
+            "the absolute form, which HTTP demands",
+            "GET http://other.example/v1/state HTTP/1.1",
+            &[(200, "")],
+        ),
         of("the absolute form of another", "GET http://other.example/ HTTP/1.1", not_found),
         of("the asterisk", "OPTIONS * HTTP/1.1", not_found),
         of("the asterisk and GET", "GET * HTTP/1.1", not_found),

@@ -41,7 +41,10 @@ impl Before {
         let now = daemon.memory();
         let grown = now.peak.saturating_sub(self.memory.resident);
         let Self { name, memory } = self;
-        println!("{name}: {} KiB before, {} now, {} at most: {grown} of {bound}", memory.resident, now.resident, now.peak);
+        println!(
+            "{name}: {} KiB before, {} now, {} at most: {grown} of {bound}",
+            memory.resident, now.resident, now.peak
+        );
         assert!(grown <= bound, "{name} took {grown} KiB besides, and {bound} are allowed");
     }
 }

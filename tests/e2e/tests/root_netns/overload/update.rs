@@ -55,7 +55,10 @@ fn read(mut wire: Wire, over: &Over) -> usize {
             // Entries are of that state, or of one that came meanwhile.
             let path = format!("/v1/state/data/e-{:05}", version * 17 % ENTRIES as u64);
             let entry = wire.ask("GET", &path, &[], None).expect("an answer").with_status(200).json();
-            assert!(entry["version"].as_u64() >= Some(version) && entry["version"] == entry["payload"], "{entry}");
+            assert!(
+                entry["version"].as_u64() >= Some(version) && entry["version"] == entry["payload"],
+                "{entry}"
+            );
         }
     }
     seen

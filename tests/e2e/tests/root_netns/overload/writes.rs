@@ -37,7 +37,8 @@ fn write(node: &Node, keys: usize, rounds: usize) {
                         fill.extend(std::iter::repeat_n('x', PAYLOAD - fill.len()));
                         let body = format!(r#"{{"content_type":"text/plain","payload":"{fill}"}}"#);
                         let path = format!("/v1/state/report/key-{key:05}");
-                        let answer = wire.ask("PUT", &path, &[], Some(&body)).expect("an answer").with_status(200);
+                        let answer =
+                            wire.ask("PUT", &path, &[], Some(&body)).expect("an answer").with_status(200);
                         let version = format!(r#""version":{round},"#);
                         assert!(answer.body.contains(&version), "{answer}");
                     }
