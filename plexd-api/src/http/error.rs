@@ -21,6 +21,7 @@ pub enum ApiError {
     PayloadRequired,
     PayloadTooDeep,
     ConflictingLengths,
+    HeadTooLarge,
     Unauthorized,
     Forbidden,
     NotFound,
@@ -49,6 +50,7 @@ impl ApiError {
         Self::PayloadRequired,
         Self::PayloadTooDeep,
         Self::ConflictingLengths,
+        Self::HeadTooLarge,
         Self::Unauthorized,
         Self::Forbidden,
         Self::NotFound,
@@ -77,6 +79,9 @@ impl ApiError {
             Self::PayloadTooDeep => (StatusCode::BAD_REQUEST, "payload nested too deeply"),
             Self::ConflictingLengths => {
                 (StatusCode::BAD_REQUEST, "Content-Length and Transfer-Encoding exclude each other")
+            }
+            Self::HeadTooLarge => {
+                (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "request header fields too large")
             }
             Self::Unauthorized => (StatusCode::UNAUTHORIZED, "unauthorized"),
             Self::Forbidden => (StatusCode::FORBIDDEN, "forbidden"),
@@ -113,6 +118,7 @@ impl ApiError {
             Self::PayloadTooLarge
             | Self::RequestTimeout
             | Self::ConflictingLengths
+            | Self::HeadTooLarge
             | Self::TooManyRequests => {
                 headers.insert(CONNECTION, HeaderValue::from_static("close"));
             }
@@ -184,8 +190,7 @@ mod tests {
             })
             .collect();
         // Told before there is a request (`connection`).
-        let early =
-            [(400, "bad request"), (431, "request header fields too large"), (503, "too many connections")];
+        let early = [(400, "bad request"), (503, "too many connections")];
         let all =
             ApiError::ALL.iter().map(|error| error.parts()).map(|(status, text)| (status.as_u16(), text));
         assert_eq!(documented, all.chain(early).collect());

@@ -33,8 +33,11 @@ mod tests {
     use crate::http::routes::tests::allowed;
 
     /// Statuses and texts that have no place at an operation: they are in the description of the whole.
-    const EVERYWHERE: [(u16, &str); 2] =
-        [(405, "method not allowed"), (400, "Content-Length and Transfer-Encoding exclude each other")];
+    const EVERYWHERE: [(u16, &str); 3] = [
+        (405, "method not allowed"),
+        (400, "Content-Length and Transfer-Encoding exclude each other"),
+        (431, "request header fields too large"),
+    ];
 
     fn parsed() -> Value {
         serde_json::from_slice(DOCUMENT).unwrap()

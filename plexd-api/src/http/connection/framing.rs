@@ -1,8 +1,12 @@
-//! Where requests begin and end in the bytes of a connection, followed beside the HTTP parser for the two things it
-//! does not tell: whether a head is under way (for the timeouts), and whether a head gave both `Content-Length` and
-//! `Transfer-Encoding` (which hyper settles by dropping the former, and the contract refuses). Nothing is parsed here
+//! Where requests begin and end in the bytes of a connection, followed beside the HTTP parser for the three things it
+//! does not tell: whether a head is under way (for the timeouts), how long a head was (hyper looks at that only where one
+//! is not whole), and whether a head gave both `Content-Length` and `Transfer-Encoding` (which hyper settles by dropping
+//! the former, and the contract refuses). Nothing is parsed here
 //! to be acted on otherwise, so that a difference from hyper can refuse a request or close a connection, no more. Where
 //! a length or an end might be read differently by hyper, nothing after it is taken for granted: see [`At::Lost`].
+
+/// Largest head of a request, in bytes.
+pub(super) const MAX_HEAD: usize = 32 * 1024;
 
 /// How much of a line is kept: enough for the names and lengths that matter.
 const KEPT: usize = 64;
@@ -19,6 +23,8 @@ pub(super) struct Framing {
     last: u8,
     /// Heads completed so far.
     heads: u64,
+    /// Bytes of the head under way, and of the last one if that was too large.
+    size: usize,
     head: Head,
 }
 
@@ -71,6 +77,7 @@ impl Framing {
             cut: false,
             last: 0,
             heads: 0,
+            size: 0,
             head: Head::default(),
         }
     }
@@ -89,8 +96,13 @@ impl Framing {
         self.heads
     }
 
+    /// Returns whether the request that may not be answered is that for the size of its head.
+    pub(super) fn is_too_large(&self) -> bool {
+        self.at == At::Lost && self.size > MAX_HEAD
+    }
+
     /// Takes the next bytes; returns the number, from 0, of the request from which on none may be answered: its head
-    /// gave both lengths, or it is not certain where it begins or ends. Returns one such number, once.
+    /// gave both lengths or was too large, or it is not certain where it begins or ends. Returns one such number, once.
     pub(super) fn feed(&mut self, mut bytes: &[u8]) -> Option<u64> {
         while !bytes.is_empty() {
             match self.at {
@@ -105,6 +117,9 @@ impl Framing {
                     let end = bytes.iter().position(|byte| *byte == b'\n');
                     let (piece, rest) = bytes.split_at(end.map_or(bytes.len(), |end| end + 1));
                     bytes = rest;
+                    if self.at == At::Head {
+                        self.size = self.size.saturating_add(piece.len());
+                    }
                     let room = KEPT - self.line.len();
                     self.line.extend_from_slice(&piece[..piece.len().min(room)]);
                     self.cut |= piece.len() > room;
@@ -138,7 +153,8 @@ impl Framing {
         let cut = std::mem::take(&mut self.cut);
         let mut refused = None;
         match self.at {
-            At::Head if !self.head.begun => self.head.begun = !text.is_empty(),
+            At::Head if !self.head.begun && text.is_empty() && !cut => self.size = 0,
+            At::Head if !self.head.begun => self.head.begun = true,
             At::Head if text.is_empty() && !cut => refused = self.head_ended(),
             At::Head => self.head.header(text, cut),
             At::ChunkSize => match chunk_size(text, cut) {
@@ -161,6 +177,10 @@ impl Framing {
         let Head { content_length, chunked, .. } = std::mem::take(&mut self.head);
         let number = self.heads;
         self.heads += 1;
+        if self.size > MAX_HEAD {
+            return Some(number);
+        }
+        self.size = 0;
         self.at = match (content_length, chunked) {
             (Some(_), true) | (Some(Length::Unclear), false) => return Some(number),
             (None | Some(Length::Bytes(0)), false) => At::Head,
@@ -257,6 +277,21 @@ mod tests {
         }
         let extension = format!("{put}Transfer-Encoding: chunked\r\n\r\n5;{spaces}\r\nGET /\r\n0\r\n\r\n");
         assert_eq!((feed(&extension, 3).0, feed(&extension, 3).1.heads), (None, 1));
+    }
+
+    #[test]
+    fn a_head_that_is_too_large_is_found_and_told_from_one_of_two_lengths() {
+        let head = |size: usize| {
+            let rest = "GET / HTTP/1.1\r\nX: \r\n\r\n".len();
+            format!("GET / HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(size - rest))
+        };
+        for size in [1000, 40_000] {
+            let (found, framing) = feed(&[PUT, &head(MAX_HEAD), GET].concat(), size);
+            assert_eq!((found, framing.heads, framing.is_too_large()), (None, 3, false));
+            let (found, framing) = feed(&[PUT, "\r\n", &head(MAX_HEAD + 1), GET].concat(), size);
+            assert_eq!((found, framing.is_too_large()), (Some(1), true));
+        }
+        assert!(!feed(BOTH, 10).1.is_too_large());
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
+use super::super::ApiError;
 use super::framing::{Expected, Framing};
 use super::refusal;
 
@@ -32,9 +33,11 @@ pub(super) struct Shared {
     answering: AtomicUsize,
     /// Requests begun so far.
     begun: AtomicU64,
-    /// Number of the request from which on none may be answered, if there is one: its head gave both lengths, or it is
-    /// not certain where it begins or ends.
+    /// Number of the request from which on none may be answered, if there is one: its head gave both lengths or was too
+    /// large, or it is not certain where it begins or ends.
     refused: AtomicU64,
+    /// That was for the size of its head.
+    too_large: AtomicBool,
     /// Heads that are complete in what was read so far.
     heads: AtomicU64,
 }
@@ -43,16 +46,20 @@ impl Shared {
     pub(super) fn new() -> Arc<Self> {
         let refused = AtomicU64::new(u64::MAX);
         let (answering, begun, heads) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { answering, begun, refused, heads })
+        Arc::new(Self { answering, begun, refused, too_large: AtomicBool::new(false), heads })
     }
 
-    /// Notes that the next request is being answered; returns whether it is to be refused for its lengths. One that
-    /// begins where none was seen to end is, too: it is what somebody hid in the one before.
-    pub(super) fn begin(self: &Arc<Self>) -> (Answering, bool) {
+    /// Notes that the next request is being answered; returns why it is not to be, if it is refused for its head. One
+    /// that begins where none was seen to begin is, too: it is what somebody hid in the one before.
+    pub(super) fn begin(self: &Arc<Self>) -> (Answering, Option<ApiError>) {
         self.answering.fetch_add(1, Ordering::Relaxed);
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let certain = self.refused.load(Ordering::Relaxed).min(self.heads.load(Ordering::Relaxed));
-        (Answering(Arc::clone(self)), number >= certain)
+        let refusal = (number >= certain).then(|| match self.too_large.load(Ordering::Relaxed) {
+            true => ApiError::HeadTooLarge,
+            false => ApiError::ConflictingLengths,
+        });
+        (Answering(Arc::clone(self)), refusal)
     }
 }
 
@@ -129,6 +136,7 @@ impl<I: AsyncRead + Unpin> AsyncRead for Link<I> {
         if let Poll::Ready(result) = Pin::new(&mut this.inner).poll_read(cx, buffer) {
             result?;
             if let Some(number) = this.framing.feed(&buffer.filled()[before..]) {
+                this.shared.too_large.store(this.framing.is_too_large(), Ordering::Relaxed);
                 this.shared.refused.store(number, Ordering::Relaxed);
             }
             this.shared.heads.store(this.framing.heads(), Ordering::Relaxed);
@@ -425,8 +433,12 @@ mod tests {
         let (mut client, mut link, shared) = link(1000);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
         link.read(&mut [0; 100]).await.unwrap();
-        assert!(!shared.begin().1);
-        assert!(shared.begin().1, "a second one, of which nobody knows");
+        assert_eq!(shared.begin().1, None);
+        assert_eq!(
+            shared.begin().1,
+            Some(ApiError::ConflictingLengths),
+            "a second one, of which nobody knows"
+        );
     }
 
     #[tokio::test(start_paused = true)]
@@ -438,14 +450,15 @@ mod tests {
             client.write_all(&[0; 10_000]).await.unwrap();
             let mut answer = String::new();
             client.read_to_string(&mut answer).await.unwrap();
-            answer
+            (client, answer)
         });
         let start = Instant::now();
         link.write_all(own).await.unwrap();
         link.shutdown().await.unwrap();
         assert_eq!(start.elapsed().round(), LINGER.0, "a client that stays is left");
         drop(link);
-        assert!(speaker.await.unwrap().ends_with("{\"error\":\"bad request\"}"));
+        let (_client, answer) = speaker.await.unwrap();
+        assert!(answer.ends_with("{\"error\":\"bad request\"}"), "{answer}");
 
         let (client, mut link, _) = super::tests::link(1000);
         link.write_all(own).await.unwrap();
@@ -462,8 +475,8 @@ mod tests {
         let both = b"GET / HTTP/1.1\r\n\r\nPUT / HTTP/1.1\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n";
         client.write_all(both).await.unwrap();
         assert_eq!(link.read(&mut [0; 1000]).await.unwrap(), both.len());
-        assert!(!shared.begin().1);
-        assert!(shared.begin().1);
-        assert!(shared.begin().1);
+        assert_eq!(shared.begin().1, None);
+        assert_eq!(shared.begin().1, Some(ApiError::ConflictingLengths));
+        assert_eq!(shared.begin().1, Some(ApiError::ConflictingLengths));
     }
 }

@@ -28,7 +28,7 @@ use tonic::transport::server::Connected;
 
 use super::message::{Body, Response};
 use super::routes::{self, Outcome};
-use super::{Api, ApiError, Metrics};
+use super::{Api, Metrics};
 use crate::auth::Caller;
 use framing::Framing;
 use link::{Answering, Link, Shared};
@@ -36,8 +36,8 @@ pub(super) use refusal::find as refusal;
 pub use slots::Limits;
 use slots::{Slot, Slots};
 
-/// Largest head of a request, and what is buffered of a connection, in bytes.
-const BUFFER: usize = 32 * 1024;
+/// What is buffered of a connection, in bytes: a whole head.
+const BUFFER: usize = framing::MAX_HEAD;
 /// Most headers of a request.
 const MAX_HEADERS: usize = 64;
 /// How long accepting pauses after it failed, so that it does not spin.
@@ -218,11 +218,10 @@ impl Service<Request<RequestBody>> for Requests {
     type Future = Answered;
 
     fn call(&self, request: Request<RequestBody>) -> Self::Future {
-        let (answering, refused) = self.shared.begin();
-        let (outcome, unread) = if refused {
-            (Outcome::Now(ApiError::ConflictingLengths.into_response()), Some(request.into_body()))
-        } else {
-            (self.answer.0)(&self.caller, request)
+        let (answering, refusal) = self.shared.begin();
+        let (outcome, unread) = match refusal {
+            Some(error) => (Outcome::Now(error.into_response()), Some(request.into_body())),
+            None => (self.answer.0)(&self.caller, request),
         };
         Answered { outcome, _unread: unread, answering: Some(answering) }
     }
