@@ -238,10 +238,10 @@ impl Watcher {
             changes: changes.collect(),
             complete: false,
         };
-        if !outgoing.changes.as_slice().is_empty() {
-            self.outgoing = Some(Outgoing { reset: Reset::No, ..outgoing });
-        } else {
+        if outgoing.changes.as_slice().is_empty() {
             piece.complete = outgoing.complete == Complete::Yes;
+        } else {
+            self.outgoing = Some(Outgoing { reset: Reset::No, ..outgoing });
         }
         Ok(Some(piece))
     }

@@ -36,30 +36,56 @@ pub fn give_back() {
     }
 }
 
-/// Unmaps the program's code; what is in use comes back from the system's cache when it is. For the end of a start, most
-/// of whose code is never needed again.
+/// Unmaps the program's code and constants; what is in use comes back from the system's cache when it is. For the end of a
+/// start, most of whose code is never needed again.
 pub fn let_go_of_code() {
     let here = let_go_of_code as *const () as usize;
     // Without /proc nothing is let go of.
     let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let Some((start, end)) =
-        maps.lines().filter_map(code).find(|(start, end)| (*start..*end).contains(&here))
-    else {
+    let mappings: Vec<Mapping<'_>> = maps.lines().filter_map(Mapping::parse).collect();
+    let Some(code) = mappings.iter().find(|it| it.is_code() && (it.start..it.end).contains(&here)) else {
         return;
     };
-    let address = std::ptr::with_exposed_provenance_mut(start);
-    // SAFETY: the range is the mapping of this program's own code, as this function is in it: it is there for the life of
-    // the process. It is private, executable and not writable, so that its pages are those of the file and nothing that
-    // the process wrote: they are read from there again, by whatever thread runs into them. If it is refused, it stays.
-    unsafe { libc::madvise(address, end - start, libc::MADV_DONTNEED) };
+    for part in mappings.iter().filter(|it| it.file == code.file && (it.is_code() || it.is_beginning())) {
+        let address = std::ptr::with_exposed_provenance_mut(part.start);
+        // SAFETY: the range is a mapping of this program's own file, as this function is in one of them: it is there for
+        // the life of the process. It is private and not writable, and either code or the beginning of the file, neither of
+        // which the loader relocates (that would take a mapping that is writable at first, and such begin later in the
+        // file): its pages are those of the file and nothing that the process wrote, and are read from there again by
+        // whatever thread runs into them. If it is refused, it stays.
+        unsafe { libc::madvise(address, part.end - part.start, libc::MADV_DONTNEED) };
+    }
 }
 
-/// Returns where a mapping begins and ends, if it is code: private, executable and not writable.
-fn code(line: &str) -> Option<(usize, usize)> {
-    let mut fields = line.split(' ');
-    let (start, end) = fields.next()?.split_once('-')?;
-    let address = |text| usize::from_str_radix(text, 16).ok();
-    (fields.next()? == "r-xp").then_some((address(start)?, address(end)?))
+/// A part of a file in memory.
+#[derive(Debug, PartialEq, Eq)]
+struct Mapping<'a> {
+    start: usize,
+    end: usize,
+    access: &'a str,
+    offset: &'a str,
+    /// Device and inode.
+    file: (&'a str, &'a str),
+}
+
+impl<'a> Mapping<'a> {
+    /// Parses a line of `/proc/self/maps`; `None` if it is of no file.
+    fn parse(line: &'a str) -> Option<Self> {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let address = |text| usize::from_str_radix(text, 16).ok();
+        let (access, offset, file) = (fields.next()?, fields.next()?, (fields.next()?, fields.next()?));
+        let mapping = Self { start: address(start)?, end: address(end)?, access, offset, file };
+        (file.1 != "0").then_some(mapping)
+    }
+
+    fn is_code(&self) -> bool {
+        self.access == "r-xp"
+    }
+
+    fn is_beginning(&self) -> bool {
+        self.access == "r--p" && self.offset.bytes().all(|digit| digit == b'0')
+    }
 }
 
 #[cfg(all(test, target_env = "gnu"))]
@@ -86,15 +112,23 @@ mod tests {
     }
 
     #[test]
-    fn code_is_found_and_runs_on_without_it() {
-        assert_eq!(
-            code("5590-55a0 r-xp 002d9000 fe:00 821493   /usr/bin/plexd-core"),
-            Some((0x5590, 0x55a0))
-        );
-        for other in ["5590-55a0 r--p 0 fe:00 1 /usr/bin/x", "5590-55a0 rwxp 0 00:00 0", "5590", ""] {
-            assert_eq!(code(other), None, "{other}");
+    fn code_and_the_beginning_are_found_and_the_program_runs_on_without_them() {
+        let line = "5590-55a0 r-xp 002d9000 fe:00 821493                     /usr/bin/plexd-core (deleted)";
+        let code = Mapping::parse(line).expect("of a file");
+        assert_eq!((code.start, code.end, code.file), (0x5590, 0x55a0, ("fe:00", "821493")));
+        assert!(code.is_code() && !code.is_beginning());
+        for (line, is_beginning) in [
+            ("5580-5590 r--p 00000000 fe:00 821493 /usr/bin/plexd-core", true),
+            ("5580-5590 r--p 00e92000 fe:00 821493 /usr/bin/plexd-core", false),
+            ("5580-5590 rw-p 00000000 fe:00 821493 /usr/bin/plexd-core", false),
+        ] {
+            let mapping = Mapping::parse(line).expect("of a file");
+            assert!(!mapping.is_code() && mapping.is_beginning() == is_beginning, "{line}");
+        }
+        for other in ["5590-55a0 rwxp 00000000 00:00 0", "5590", ""] {
+            assert_eq!(Mapping::parse(other), None, "{other}");
         }
         let_go_of_code();
-        assert_eq!((1..=10).sum::<u32>(), 55);
+        assert_eq!((1..=10).map(|n| n.to_string()).collect::<String>(), "12345678910");
     }
 }

@@ -8,7 +8,7 @@ use crate::storage::faults;
 
 /// An entry whose payload is long enough to be left to the disk.
 fn long(key: &str, version: i64) -> DataEntry {
-    let payload = Bytes::from(format!("{{\"{key},\\\"payload\\\":\":\"{}{version}\"}}", "x".repeat(1000)));
+    let payload = Bytes::from(format!("{{\",\\\"payload\\\":\":\"{}{version}\"}}", "x".repeat(1000)));
     DataEntry { payload: payload.into(), ..data(key, version) }
 }
 
