@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use plexd_proto::memory;
 use plexd_proto::privilege::{self, ServiceUser};
 use plexd_proto::transport::Incoming;
 use tokio::signal::unix::{SignalKind, signal};
@@ -55,6 +56,7 @@ struct Acquired {
 }
 
 fn start(arguments: &Arguments) -> anyhow::Result<()> {
+    memory::keep_little();
     let config = config::load(&arguments.config, |name| std::env::var(name).ok())?;
     start_log(&config);
     if !config.node_api.enabled {
@@ -154,6 +156,8 @@ async fn serve(config: &Config, acquired: Acquired) -> anyhow::Result<()> {
     if let Some(tcp) = tcp {
         tasks.spawn(Arc::clone(&server).serve_tcp(tcp));
     }
+    // Not one of the tasks, of which none ends before the others.
+    let _memory = tokio_util::task::AbortOnDropHandle::new(tokio::spawn(memory::after_the_start()));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(socket = %config.node_api.socket.display(), "serving");
 

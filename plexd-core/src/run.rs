@@ -4,12 +4,14 @@
 use std::io;
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
 use caps::Capability;
 use plexd_proto::access::Gate;
 use plexd_proto::admin::v1::admin_server::AdminServer;
+use plexd_proto::memory;
 use plexd_proto::node::v1::node_state_server::NodeStateServer;
 use plexd_proto::privilege::{self, ServiceUser, Start};
 use plexd_proto::settings::LogLevel;
@@ -80,6 +82,7 @@ struct Acquired {
 
 /// Runs plexd-core until it is asked to stop.
 pub fn run(config: Config) -> anyhow::Result<()> {
+    memory::keep_little();
     start_log(config.log_level);
     let acquired = acquire_all(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -245,11 +248,19 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     let sync = ReportSync::new(session.named("reports"), opened.reports, config.node_api.report_debounce);
     supervisor.spawn("report_sync", sync.run(shutdown));
 
+    supervisor.spawn("memory", after_the_start(supervisor.shutdown()));
     notify(&[sd_notify::NotifyState::Ready]);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "ready");
     let leave = config.deregister_on_shutdown.then_some(leave);
     supervisor.run(asked_to_stop(leave, api_token, board)?).await?;
     tracing::info!("stopped");
+    Ok(())
+}
+
+/// Lets go of what only the start needed. Ends with the process, as every task.
+async fn after_the_start(shutdown: Shutdown) -> anyhow::Result<()> {
+    let _done = shutdown.run_until_cancelled(memory::after_the_start()).await;
+    shutdown.cancelled().await;
     Ok(())
 }
 
@@ -323,14 +334,18 @@ fn open(
     node_clock.remember(&kept);
     board.set(Subsystem::Storage, "clock", problem);
     let clock: Arc<dyn Clock> = Arc::clone(node_clock) as _;
-    let (reports, writer) =
-        Reports::open(&directory.file("reports.redb"), Arc::clone(&clock), board.clone())?;
-    let state_path = directory.file("state.redb");
+    let (reports_path, state_path) = (directory.file("reports.redb"), directory.file("state.redb"));
     let store = IdentityStore::new(directory);
     let mut loaded = store.load(clock.as_ref())?;
     let announced = store.announced();
     let registered = loaded.identity.as_ref().map(|identity| identity.signing_key);
-    let (state, mut keeper) = State::open(&state_path, clock, board.clone(), registered)?;
+    // Both are read whole and synced: whoever waits for the first answer waits for the longer of the two.
+    let (state, reports) = thread::scope(|scope| {
+        let reports = scope.spawn(|| Reports::open(&reports_path, Arc::clone(&clock), board.clone()));
+        (State::open(&state_path, Arc::clone(&clock), board.clone(), registered), reports.join())
+    });
+    let (state, mut keeper) = state?;
+    let (reports, writer) = reports.map_err(|_| anyhow::anyhow!("opening the reports was broken off"))??;
     if let Some(identity) = &loaded.identity {
         keeper.trust_at_first(identity.signing_key);
     }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use plexd_proto::memory;
 use plexd_proto::node::v1::WatchRequest;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -65,8 +66,13 @@ impl Follower {
                 Err(status) => return status,
             };
             if stage.add(piece, &mut pace).await {
+                let is_snapshot = stage.reset;
                 self.mirror.publish(std::mem::take(&mut stage)).await;
                 self.opened();
+                if is_snapshot {
+                    // Of what is as it was there were two for a moment.
+                    memory::give_back();
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ use super::snapshot::Metadata;
 #[derive(Debug, Default)]
 pub(crate) struct Stage {
     /// Whether what is not named here no longer exists.
-    pub(super) reset: bool,
+    pub(crate) reset: bool,
     pub(super) registered: Option<bool>,
     pub(super) token: Option<Token>,
     pub(super) metadata: Option<Metadata>,

@@ -1,10 +1,11 @@
 //! The stream of the state: a snapshot in pieces, then what changes. What a slow receiver has not taken yet is not
-//! queued: the next piece is made from what differs when it asks for one. Reports are read from the disk piece by piece,
-//! so that there is never more of them in memory than one piece.
+//! queued: the next piece is made from what differs when it asks for one. Reports, and payloads of data entries that are
+//! no news, are read from the disk piece by piece, so that there is never more of them in memory than one piece.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
+use std::vec;
 
+use bytes::Bytes;
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use plexd_proto::node::v1;
@@ -15,7 +16,7 @@ use tonic::Status;
 use super::token::ApiToken;
 use crate::identity::{CurrentIdentity, Identity};
 use crate::reports::{self, Cursor, Position, Reports};
-use crate::state::{DataEntry, Desired, EntryChange, Placed, SecretRef};
+use crate::state::{self, DataEntry, Desired, EntryChange, Placed, SecretRef};
 
 /// Most changes in one piece.
 const PIECE_CHANGES: usize = 500;
@@ -47,9 +48,25 @@ struct Watcher {
     position: watch::Receiver<Position>,
     /// What the receiver has been told.
     told: Told,
-    pieces: VecDeque<v1::WatchResponse>,
+    /// What is being told.
+    outgoing: Option<Outgoing>,
     /// Pieces were told that take effect with one to come.
     unfinished: bool,
+}
+
+/// Changes that are told together, in pieces made when the receiver asks for them.
+struct Outgoing {
+    reset: Reset,
+    changes: vec::IntoIter<Planned>,
+    /// Whether the last piece makes them take effect.
+    complete: Complete,
+}
+
+/// A change to be told.
+enum Planned {
+    Ready(v1::Change),
+    /// A data entry, whose payload may be on disk.
+    Data(Placed<DataEntry>),
 }
 
 #[derive(Default)]
@@ -82,13 +99,18 @@ enum News {
 impl Watcher {
     fn new(sources: Sources) -> Self {
         let position = sources.reports.position();
-        Self { sources, position, told: Told::default(), pieces: VecDeque::new(), unfinished: false }
+        Self { sources, position, told: Told::default(), outgoing: None, unfinished: false }
     }
 
     async fn next(&mut self) -> Option<Result<v1::WatchResponse, Status>> {
         loop {
-            if let Some(piece) = self.pieces.pop_front() {
-                return Some(Ok(piece));
+            if let Some(outgoing) = self.outgoing.take() {
+                match self.piece(outgoing).await {
+                    Ok(Some(piece)) => return Some(Ok(piece)),
+                    // What was told of it is superseded by a snapshot of what there is now.
+                    Ok(None) => self.told.reports = Reported::Nothing,
+                    Err(status) => return Some(Err(status)),
+                }
             }
             match self.told.reports {
                 Reported::Nothing => self.begin_snapshot(),
@@ -108,7 +130,7 @@ impl Watcher {
                         let mut changes = self.tell_changes();
                         changes.extend(self.tell_token());
                         if !changes.is_empty() {
-                            self.cut(changes, Reset::No, Complete::Yes);
+                            self.tell(changes, Reset::No, Complete::Yes);
                         }
                     }
                     News::Reports => self.told.reports = Reported::Partly(cursor),
@@ -124,7 +146,7 @@ impl Watcher {
         let mut changes = self.tell_changes();
         changes.extend(self.tell_token());
         self.told.reports = Reported::Partly(Cursor::default());
-        self.cut(changes, Reset::Yes, Complete::No);
+        self.tell(changes, Reset::Yes, Complete::No);
     }
 
     /// Tells the reports that follow `cursor`, as many as a piece holds.
@@ -145,34 +167,32 @@ impl Watcher {
         if told.changes.is_empty() && !(self.unfinished && told.complete) {
             return Ok(());
         }
-        self.unfinished = !told.complete;
-        let changes = told.changes.into_iter().map(report_change).collect();
-        self.pieces.push_back(v1::WatchResponse { reset: false, changes, complete: told.complete });
+        let complete = if told.complete { Complete::Yes } else { Complete::No };
+        let changes = told.changes.into_iter().map(|change| Planned::Ready(report_change(change))).collect();
+        self.tell(changes, Reset::No, complete);
         Ok(())
     }
 
     /// Returns what the receiver does not know yet, and notes that it is told.
-    fn tell_changes(&mut self) -> Vec<v1::Change> {
+    fn tell_changes(&mut self) -> Vec<Planned> {
         let desired = Arc::clone(&self.sources.desired.borrow_and_update());
         let identity = self.sources.identity.borrow_and_update().clone();
         let mut changes = Vec::new();
         if let Some(identity) = &identity
             && self.told.identity.as_ref().is_none_or(|told| told.node_id != identity.node_id)
         {
-            changes.push(change(Kind::Node(v1::Node { node_id: identity.node_id.to_string() })));
+            changes.push(ready(Kind::Node(v1::Node { node_id: identity.node_id.to_string() })));
         }
         if desired.metadata != self.told.desired.metadata {
             let values = desired.metadata.iter().map(|(key, value)| (key.clone(), value.clone())).collect();
-            changes.push(change(Kind::Metadata(v1::Metadata { values })));
+            changes.push(ready(Kind::Metadata(v1::Metadata { values })));
         }
-        changes.extend(desired.data.changes_since(&self.told.desired.data).map(|entry| {
-            change(match entry {
-                EntryChange::Set(_, placed) => Kind::Data(data_entry(placed)),
-                EntryChange::Removed(key) => Kind::DataDeleted(key.to_owned()),
-            })
+        changes.extend(desired.data.changes_since(&self.told.desired.data).map(|entry| match entry {
+            EntryChange::Set(_, placed) => Planned::Data(placed.clone()),
+            EntryChange::Removed(key) => ready(Kind::DataDeleted(key.to_owned())),
         }));
         changes.extend(desired.secret_refs.changes_since(&self.told.desired.secret_refs).map(|entry| {
-            change(match entry {
+            ready(match entry {
                 EntryChange::Set(_, placed) => Kind::Secret(secret_ref(placed)),
                 EntryChange::Removed(key) => Kind::SecretDeleted(key.to_owned()),
             })
@@ -183,28 +203,62 @@ impl Watcher {
     }
 
     /// Returns the digest of the token, if the receiver does not know it yet, and notes that it is told.
-    fn tell_token(&mut self) -> Option<v1::Change> {
+    fn tell_token(&mut self) -> Option<Planned> {
         let token = *self.sources.token.borrow_and_update();
         let is_news = std::mem::replace(&mut self.told.token, token) != token;
         let access = |token: ApiToken| v1::TcpAccess { token_sha256: token.sha256().to_vec().into() };
-        token.filter(|_| is_news).map(|token| change(Kind::TcpAccess(access(token))))
+        token.filter(|_| is_news).map(|token| ready(Kind::TcpAccess(access(token))))
     }
 
-    /// Cuts changes into bounded pieces, the last of which makes them take effect if they are complete.
-    fn cut(&mut self, changes: Vec<v1::Change>, reset: Reset, complete: Complete) {
-        let mut piece = v1::WatchResponse { reset: reset == Reset::Yes, ..Default::default() };
-        let mut bytes = 0;
-        for change in changes {
-            if piece.changes.len() >= PIECE_CHANGES || bytes >= PIECE_BYTES {
-                self.pieces.push_back(std::mem::take(&mut piece));
-                bytes = 0;
-            }
-            bytes += prost::Message::encoded_len(&change);
-            piece.changes.push(change);
+    /// Begins to tell changes, which take effect with the last of them if they are complete.
+    fn tell(&mut self, changes: Vec<Planned>, reset: Reset, complete: Complete) {
+        self.unfinished = complete == Complete::No;
+        self.outgoing = Some(Outgoing { reset, changes: changes.into_iter(), complete });
+    }
+
+    /// Makes the next piece of what is told; `None` if a payload of it is not to be had any more, as there is a newer one.
+    async fn piece(&mut self, mut outgoing: Outgoing) -> Result<Option<v1::WatchResponse>, Status> {
+        let (mut planned, mut bytes) = (Vec::new(), 0);
+        while planned.len() < PIECE_CHANGES && bytes < PIECE_BYTES {
+            let Some(next) = outgoing.changes.next() else { break };
+            bytes += next.size();
+            planned.push(next);
         }
-        piece.complete = complete == Complete::Yes;
-        self.unfinished = !piece.complete;
-        self.pieces.push_back(piece);
+        let entries: Vec<_> = planned.iter().filter_map(Planned::entry).cloned().collect();
+        let Some(payloads) = self.payloads(&entries).await? else { return Ok(None) };
+        let mut payloads = payloads.into_iter();
+        let changes = planned.into_iter().map(|planned| match planned {
+            Planned::Ready(change) => change,
+            Planned::Data(placed) => {
+                change(Kind::Data(data_entry(&placed, payloads.next().unwrap_or_default())))
+            }
+        });
+        let mut piece = v1::WatchResponse {
+            reset: outgoing.reset == Reset::Yes,
+            changes: changes.collect(),
+            complete: false,
+        };
+        if outgoing.changes.as_slice().is_empty() {
+            piece.complete = outgoing.complete == Complete::Yes;
+        } else {
+            self.outgoing = Some(Outgoing { reset: Reset::No, ..outgoing });
+        }
+        Ok(Some(piece))
+    }
+
+    /// Returns the payloads of entries of the state that is being told; `None` if there is a newer one.
+    async fn payloads(&self, entries: &[Arc<DataEntry>]) -> Result<Option<Vec<Bytes>>, Status> {
+        let unreadable = |error: &dyn std::fmt::Display| {
+            tracing::warn!(%error, "data entries cannot be read for those who watch");
+            Status::unavailable("data entries cannot be read")
+        };
+        match state::payloads(entries).await {
+            Ok(None) if !self.sources.desired.has_changed().unwrap_or(true) => {
+                Err(unreadable(&"they are not what was stored; they are pulled anew after a restart"))
+            }
+            Ok(payloads) => Ok(payloads),
+            Err(error) => Err(unreadable(&error)),
+        }
     }
 
     /// Waits for something to tell.
@@ -232,16 +286,39 @@ enum Complete {
     No,
 }
 
+impl Planned {
+    /// Returns about how many bytes it takes to tell.
+    fn size(&self) -> usize {
+        match self {
+            Self::Ready(change) => prost::Message::encoded_len(change),
+            Self::Data(Placed { entry, .. }) => {
+                entry.key.len() + entry.content_type.len() + entry.payload.length() + entry.updated_at.len()
+            }
+        }
+    }
+
+    fn entry(&self) -> Option<&Arc<DataEntry>> {
+        match self {
+            Self::Ready(_) => None,
+            Self::Data(placed) => Some(&placed.entry),
+        }
+    }
+}
+
+fn ready(kind: Kind) -> Planned {
+    Planned::Ready(change(kind))
+}
+
 fn change(kind: Kind) -> v1::Change {
     v1::Change { change: Some(kind) }
 }
 
-fn data_entry(placed: &Placed<DataEntry>) -> v1::DataEntry {
+fn data_entry(placed: &Placed<DataEntry>, payload: Bytes) -> v1::DataEntry {
     let entry = &placed.entry;
     v1::DataEntry {
         key: entry.key.clone(),
         content_type: entry.content_type.clone(),
-        payload: entry.payload.clone(),
+        payload,
         version: entry.version,
         updated_at: entry.updated_at.clone(),
         position: placed.position,

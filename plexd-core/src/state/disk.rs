@@ -1,29 +1,39 @@
 //! How the state's values look on disk: JSON of its own, independent of the wire. Private keys of peers are in here:
 //! the database is 0600 in a 0700 directory.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
 use bytes::Bytes;
 use ipnet::IpNet;
-use serde::de::DeserializeOwned;
+use serde::ser::Error as _;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 use super::model::{DataEntry, OwnKey, Peer, SecretRef, SigningKeys};
+use super::payload::Texts;
 use crate::policy::{Action, Policy, PolicySet, Rule, Selector, Service};
 use crate::types::{PresharedKey, PublicKey, SigningPublicKey};
 
 /// A value that can be kept on disk.
 pub trait OnDisk: Sized {
-    /// Returns its text.
+    /// Returns whether its text is on disk and not in memory.
+    fn is_left_to_disk(&self) -> bool {
+        false
+    }
+    /// Keeps what of it is long in the blocks of `texts`.
+    #[must_use]
+    fn gathered(self, _texts: &mut Texts) -> Self {
+        self
+    }
+    /// Returns its text, which is in memory.
     fn to_disk(&self) -> serde_json::Result<Zeroizing<Vec<u8>>>;
     /// Parses its text; `None` if it is not what was written.
     fn from_disk(text: &[u8]) -> Option<Self>;
 }
 
-fn parse<T: DeserializeOwned>(text: &[u8]) -> Option<T> {
+fn parse<'a, T: Deserialize<'a>>(text: &'a [u8]) -> Option<T> {
     serde_json::from_slice(text).ok()
 }
 
@@ -66,36 +76,72 @@ impl OnDisk for Peer {
     }
 }
 
+/// Beginning of a data entry's text.
 #[derive(Serialize, Deserialize)]
-struct DataOnDisk {
-    key: String,
-    content_type: String,
+struct DataOnDisk<'a> {
+    key: Cow<'a, str>,
+    content_type: Cow<'a, str>,
     version: i64,
-    updated_at: String,
-    payload: Box<RawValue>,
+    updated_at: Cow<'a, str>,
 }
 
+/// What follows it, before the payload and a brace.
+const PAYLOAD: &[u8] = b",\"payload\":";
+
 impl OnDisk for DataEntry {
+    fn is_left_to_disk(&self) -> bool {
+        self.payload.in_memory().is_none()
+    }
+
+    fn gathered(self, texts: &mut Texts) -> Self {
+        let payload = self.payload.in_memory().map(|text| texts.payload(&text));
+        Self { payload: payload.unwrap_or(self.payload), ..self }
+    }
+
     fn to_disk(&self) -> serde_json::Result<Zeroizing<Vec<u8>>> {
-        render(&DataOnDisk {
-            key: self.key.clone(),
-            content_type: self.content_type.clone(),
+        let payload = self
+            .payload
+            .in_memory()
+            .ok_or_else(|| serde_json::Error::custom("its payload is not in memory"))?;
+        let mut text = render(&DataOnDisk {
+            key: self.key.as_str().into(),
+            content_type: self.content_type.as_str().into(),
             version: self.version,
-            updated_at: self.updated_at.clone(),
-            payload: serde_json::from_slice(&self.payload)?,
-        })
+            updated_at: self.updated_at.as_str().into(),
+        })?;
+        text.pop();
+        text.extend_from_slice(PAYLOAD);
+        text.extend_from_slice(&payload);
+        text.push(b'}');
+        Ok(text)
     }
 
     fn from_disk(text: &[u8]) -> Option<Self> {
-        let entry: DataOnDisk = parse(text)?;
+        let (mut head, payload) = divided(text)?;
+        head.push(b'}');
+        let entry: DataOnDisk<'_> = parse(&head)?;
         Some(Self {
-            key: entry.key,
-            content_type: entry.content_type,
-            payload: Bytes::from(Box::<str>::from(entry.payload).into_string()),
+            key: entry.key.into_owned(),
+            content_type: entry.content_type.into_owned(),
+            payload: Bytes::copy_from_slice(payload).into(),
             version: entry.version,
-            updated_at: entry.updated_at,
+            updated_at: entry.updated_at.into_owned(),
         })
     }
+}
+
+/// Returns the payload within the text of a data entry.
+pub(super) fn payload_on_disk(text: &[u8]) -> Option<&[u8]> {
+    divided(text).map(|(_, payload)| payload)
+}
+
+/// Divides the text of a data entry before and behind what names the payload, which is the last of it. It is one JSON
+/// value, as it was checked when it came, and nothing has to look at all its bytes again. Within a text there are no
+/// quotes without a backslash.
+fn divided(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let at = text.windows(PAYLOAD.len()).position(|part| part == PAYLOAD)?;
+    let payload = text[at + PAYLOAD.len()..].strip_suffix(b"}")?;
+    (!payload.is_empty()).then(|| (text[..at].to_vec(), payload))
 }
 
 #[derive(Serialize, Deserialize)]

@@ -5,17 +5,20 @@ mod compiled;
 mod forget;
 mod history;
 mod own_key;
+mod payloads;
 
 use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use plexd_proto::memory;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::desired::Desired;
-use super::model::{FullState, Peer, Rejected, SigningKeys};
+use super::model::{DataEntry, FullState, Peer, Rejected, SigningKeys};
 use super::nonces::Nonces;
+use super::payload;
 use super::store::{EventMark, StateStore, Stored};
 use crate::control::envelope::{self, Verified};
 use crate::control::events;
@@ -70,7 +73,7 @@ struct Keeper {
 }
 
 #[derive(Debug)]
-enum Request {
+pub(super) enum Request {
     Event {
         id: Option<String>,
         data: Bytes,
@@ -101,6 +104,11 @@ enum Request {
     },
     RotationRefused(oneshot::Sender<()>),
     Compiled(Arc<PolicySet>),
+    Payloads {
+        entries: Vec<Arc<DataEntry>>,
+        reply: oneshot::Sender<io::Result<Option<Vec<Bytes>>>>,
+    },
+    LeaveToDisk(payload::Disk),
     Forget {
         publish: PublishIdentity,
         reply: oneshot::Sender<Result<(), StorageError>>,
@@ -233,8 +241,17 @@ impl StateKeeper {
     /// Serves requests until asked to stop.
     pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
         let Self { keeper, stop } = self;
+        let mut desired = keeper.publish.subscribe();
+        // What was read at the start has not been told to anybody either.
+        desired.mark_changed();
         let thread = tokio::task::spawn_blocking(move || keeper.serve());
-        shutdown.cancelled().await;
+        loop {
+            // Cancel safe: only a stop cancels it.
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                () = payloads::leave_to_disk(&mut desired, &stop) => {}
+            }
+        }
         // The only failure is that the keeper has ended already.
         let _ = stop.send(Request::Stop).await;
         Ok(thread.await?)
@@ -259,6 +276,8 @@ impl Keeper {
                 }
                 Request::Pulled { ticket, state, reply } => {
                     let _ = reply.send(self.on_pull(ticket, *state));
+                    // A large answer takes several times its size for a moment.
+                    memory::give_back();
                 }
                 Request::Enrolled { signing_key, peers, rejected, reply } => {
                     self.on_enrolled(signing_key, peers, rejected);
@@ -276,6 +295,10 @@ impl Keeper {
                     let _ = reply.send(());
                 }
                 Request::Compiled(policies) => self.on_compiled(&policies),
+                Request::Payloads { entries, reply } => {
+                    let _ = reply.send(self.store.payloads(&entries));
+                }
+                Request::LeaveToDisk(disk) => self.leave_to(&disk),
                 Request::Forget { publish, reply } => {
                     let _ = reply.send(self.on_forget(publish));
                 }

@@ -8,6 +8,7 @@ mod keeper;
 mod model;
 mod nonces;
 mod ordered;
+mod payload;
 #[cfg(test)]
 pub(crate) mod samples;
 mod store;
@@ -18,6 +19,7 @@ pub use keeper::{Durability, EventOutcome, PublishIdentity, PullOutcome, PullTic
 pub use model::*;
 pub use nonces::Nonces;
 pub use ordered::{EntryChange, Ordered, Placed};
+pub use payload::{Payload, Texts, payloads};
 pub use store::{EventMark, StateStore, Stored};
 
 /// Members of the state that belong to features to come.

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use bytes::Bytes;
 use jiff::Timestamp;
 use serde_json::value::RawValue;
 
+use super::payload::Payload;
 use crate::policy::PolicySet;
 use crate::types::{AllowedIps, Endpoint, NodeId, PresharedKey, PublicKey, SigningPublicKey};
 
@@ -54,12 +54,12 @@ pub struct DataEntry {
     pub key: String,
     /// MIME type as received.
     pub content_type: String,
-    /// One JSON value, byte for byte as received.
-    pub payload: Bytes,
     /// Version the control plane gave it.
     pub version: i64,
     /// Time of the last change, as received.
     pub updated_at: String,
+    /// One JSON value. The last, as it costs most to compare.
+    pub payload: Payload,
 }
 
 /// Name and version of a secret; its value is fetched when asked for.

@@ -70,7 +70,7 @@ pub(crate) fn data(key: &str, version: i64) -> DataEntry {
     DataEntry {
         key: key.to_owned(),
         content_type: "application/json".to_owned(),
-        payload: Bytes::from(format!(r#"{{"b":1.50, "a":{version}}}"#)),
+        payload: Bytes::from(format!(r#"{{"b":1.50, "a":{version}}}"#)).into(),
         version,
         updated_at: "2025-06-01T12:34:56Z".to_owned(),
     }

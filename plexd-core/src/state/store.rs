@@ -1,18 +1,23 @@
 //! The state on disk: one embedded database, stored entry by entry. A change, the nonce of the event that made it and
 //! its id become durable in one transaction, so that a crash neither loses an event nor refuses its redelivery.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::Timestamp;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableHandle, WriteTransaction};
 use serde_json::value::RawValue;
+use zeroize::Zeroizing;
 
 use super::desired::Desired;
-use super::disk::OnDisk;
+use super::disk::{self, OnDisk};
+use super::model::DataEntry;
 use super::nonces::Nonces;
 use super::ordered::{EntryChange, Ordered, Placed};
+use super::payload::Texts;
 use crate::storage::{self, StorageError};
 
 const PEERS: TableDefinition<&str, &[u8]> = TableDefinition::new("peers");
@@ -38,8 +43,10 @@ const LAST_EVENT: &str = "last_event_id";
 #[derive(Debug)]
 pub struct StateStore {
     path: PathBuf,
-    /// `None` after a failed write: redb refuses everything after its first I/O error until reopened.
+    /// `None` after a failure: redb refuses everything after its first I/O error until reopened.
     database: Option<Database>,
+    /// What stands in for it until the next write, for those who read.
+    to_read: Option<Database>,
 }
 
 /// What was on disk.
@@ -78,12 +85,12 @@ impl StateStore {
                 "the stored state was damaged and is now {aside}; it is pulled anew from the control plane"
             ));
         }
-        Ok((Self { path: path.into(), database: Some(database) }, stored))
+        Ok((Self { path: path.into(), database: Some(database), to_read: None }, stored))
     }
 
     /// Removes the file and makes a new, empty one: in the old one, bytes of what is deleted would stay.
     pub fn start_over(&mut self) -> Result<(), StorageError> {
-        self.database = None;
+        (self.database, self.to_read) = (None, None);
         storage::remove(&self.path)?;
         let database = storage::open_database(&self.path)?;
         create_tables(&database).map_err(|source| StorageError::new("write", &self.path, source))?;
@@ -91,11 +98,19 @@ impl StateStore {
         Ok(())
     }
 
-    /// Makes `new` and the marks durable; writes only what differs from `old`.
+    /// Makes `new` and the marks durable; writes only what differs from `old`, which was the last.
     pub fn commit(&mut self, old: &Desired, new: &Desired, mark: Option<&EventMark>) -> io::Result<()> {
-        let database = match self.database.take() {
-            Some(database) => database,
-            None => storage::open_database(&self.path).map_err(io::Error::other)?,
+        self.to_read = None;
+        let found;
+        let (database, old) = match self.database.take() {
+            Some(database) => (database, old),
+            None => {
+                let database = storage::open_database(&self.path).map_err(io::Error::other)?;
+                // A write that failed may be on disk all the same, or a part of what was there may be gone.
+                create_tables(&database)?;
+                found = load(&database)?.desired;
+                (database, &found)
+            }
         };
         let transaction = database.begin_write().map_err(storage::database_error)?;
         write_changes(&transaction, old, new)?;
@@ -105,6 +120,34 @@ impl StateStore {
         transaction.commit().map_err(storage::database_error)?;
         self.database = Some(database);
         Ok(())
+    }
+
+    /// Reads the payloads of entries; `None` if one of them is not what is there.
+    pub(super) fn payloads(&mut self, entries: &[Arc<DataEntry>]) -> io::Result<Option<Vec<Bytes>>> {
+        let payloads = self.read_payloads(entries);
+        if payloads.is_err() {
+            (self.database, self.to_read) = (None, None);
+        }
+        payloads
+    }
+
+    fn read_payloads(&mut self, entries: &[Arc<DataEntry>]) -> io::Result<Option<Vec<Bytes>>> {
+        if self.database.is_none() && self.to_read.is_none() {
+            self.to_read = Some(storage::reopen(&self.path)?.0);
+        }
+        let database = self.database.as_ref().or(self.to_read.as_ref());
+        let database = database.ok_or_else(|| io::Error::other("the database is closed"))?;
+        let read = database.begin_read().map_err(storage::database_error)?;
+        let table = read.open_table(DATA).map_err(storage::database_error)?;
+        let mut payloads = Vec::with_capacity(entries.len());
+        for entry in entries {
+            let row = table.get(entry.key.as_str()).map_err(storage::database_error)?;
+            let Some(row) = row else { return Ok(None) };
+            let payload = disk::payload_on_disk(row.value().1).filter(|text| entry.payload.is(text));
+            let Some(payload) = payload else { return Ok(None) };
+            payloads.push(Bytes::copy_from_slice(payload));
+        }
+        Ok(Some(payloads))
     }
 
     /// Forgets nonces that could not be accepted any more.
@@ -118,7 +161,24 @@ impl StateStore {
     }
 }
 
+/// Makes the tables that are missing. Where all are there nothing is written: that takes syncs, and a start waits for them.
 fn create_tables(database: &Database) -> io::Result<()> {
+    let read = database.begin_read().map_err(storage::database_error)?;
+    let there: BTreeSet<String> =
+        read.list_tables().map_err(storage::database_error)?.map(|table| table.name().to_owned()).collect();
+    drop(read);
+    let wanted = [
+        PEERS.name(),
+        METADATA.name(),
+        DATA.name(),
+        SECRET_REFS.name(),
+        SECTIONS.name(),
+        NONCES.name(),
+        VALUES.name(),
+    ];
+    if wanted.into_iter().all(|name| there.contains(name)) {
+        return Ok(());
+    }
     let transaction = database.begin_write().map_err(storage::database_error)?;
     transaction.open_table(PEERS).map_err(storage::database_error)?;
     transaction.open_table(METADATA).map_err(storage::database_error)?;
@@ -166,7 +226,7 @@ fn load(database: &Database) -> io::Result<Stored> {
         }
     }
     if let Some(text) = value(POLICIES_BEFORE)? {
-        desired.policies_before = crate::policy::PolicySet::from_disk(text.value()).map(std::sync::Arc::new);
+        desired.policies_before = crate::policy::PolicySet::from_disk(text.value()).map(Arc::new);
         if desired.policies_before.is_none() {
             damaged.push("the policies before".to_owned());
         }
@@ -205,12 +265,15 @@ fn load_ordered<T: OnDisk + PartialEq>(
     table: &impl ReadableTable<&'static str, (u64, &'static [u8])>,
     damaged: &mut Vec<String>,
 ) -> io::Result<Ordered<T>> {
-    let mut entries = Vec::new();
+    let (mut entries, mut texts) = (Vec::new(), Texts::default());
     for row in table.iter().map_err(storage::database_error)? {
         let (key, value) = row.map_err(storage::database_error)?;
         let (position, text) = value.value();
         match T::from_disk(text) {
-            Some(entry) => entries.push((key.value().to_owned(), Placed { position, entry: entry.into() })),
+            Some(entry) => {
+                let entry = entry.gathered(&mut texts).into();
+                entries.push((key.value().to_owned(), Placed { position, entry }));
+            }
             None => damaged.push(key.value().to_owned()),
         }
     }
@@ -243,7 +306,7 @@ fn write_changes(transaction: &WriteTransaction, old: &Desired, new: &Desired) -
     }
     write_ordered(transaction, DATA, &old.data, &new.data)?;
     write_ordered(transaction, SECRET_REFS, &old.secret_refs, &new.secret_refs)?;
-    if !std::sync::Arc::ptr_eq(&old.sections, &new.sections) {
+    if !Arc::ptr_eq(&old.sections, &new.sections) {
         let mut table = transaction.open_table(SECTIONS).map_err(storage::database_error)?;
         table.retain(|name, _| new.sections.contains_key(name)).map_err(storage::database_error)?;
         for (name, section) in new.sections.iter() {
@@ -312,7 +375,16 @@ fn write_ordered<T: OnDisk + PartialEq>(
     for change in new.changes_since(old) {
         match change {
             EntryChange::Set(key, placed) => {
-                let text = placed.entry.to_disk().map_err(io::Error::other)?;
+                let text = if placed.entry.is_left_to_disk() {
+                    // It has moved: what there is of it stays.
+                    let row = table.get(key).map_err(storage::database_error)?;
+                    row.map(|row| Zeroizing::new(row.value().1.to_vec()))
+                } else {
+                    Some(placed.entry.to_disk().map_err(io::Error::other)?)
+                };
+                let gone =
+                    || io::Error::other(format!("{} is not where it was stored: {key}", definition.name()));
+                let text = text.ok_or_else(gone)?;
                 table.insert(key, (placed.position, text.as_slice())).map_err(storage::database_error)?;
             }
             EntryChange::Removed(key) => {

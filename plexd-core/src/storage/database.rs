@@ -12,8 +12,9 @@ use redb::backends::FileBackend;
 use super::backend::Backend;
 use super::{StorageError, set_aside};
 
-/// Cache of each database, in bytes; redb's own default is 1 GiB.
-const CACHE: usize = 4 * 1024 * 1024;
+/// Cache of each database, in bytes; redb's own default is 1 GiB. Pages that are not in it are in the system's, as a rule:
+/// more of it costs memory for the whole life of the process, and saves little more than a copy.
+const CACHE: usize = 1024 * 1024;
 
 /// An open database and what was read from it.
 #[derive(Debug)]

@@ -2,9 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
-use bytes::Bytes;
-
-use crate::state::{DataEntry, Rejected, SecretRef};
+use crate::state::{DataEntry, Rejected, SecretRef, Texts};
 
 use super::super::wire::{self, Raw};
 use super::{Refusals, Sifted, name_of, shown};
@@ -14,7 +12,8 @@ const MAX_KEY: usize = 256;
 
 /// Converts data entries. One whose key an earlier one has is left out.
 pub fn data_entries(list: &[Raw<'_>]) -> Sifted<DataEntry> {
-    keyed("data", list, data_entry, |entry| &entry.key)
+    let mut texts = Texts::default();
+    keyed("data", list, |text| data_entry(text, &mut texts), |entry| &entry.key)
 }
 
 /// Converts secret references. One whose key an earlier one has is left out.
@@ -41,7 +40,7 @@ pub fn metadata(map: &BTreeMap<String, Raw<'_>>) -> (BTreeMap<String, String>, V
 fn keyed<T>(
     kind: &str,
     list: &[Raw<'_>],
-    convert: impl Fn(&str) -> Result<T, String>,
+    mut convert: impl FnMut(&str) -> Result<T, String>,
     key: impl Fn(&T) -> &String,
 ) -> Sifted<T> {
     let mut accepted = Vec::with_capacity(list.len());
@@ -64,13 +63,13 @@ fn keyed<T>(
     Sifted { accepted, rejected: refusals.into_list(kind) }
 }
 
-fn data_entry(text: &str) -> Result<DataEntry, String> {
+fn data_entry(text: &str, texts: &mut Texts) -> Result<DataEntry, String> {
     let entry: wire::DataEntry<'_> = wire::parse_object(text.as_bytes())?;
     check_key(&entry.key)?;
     Ok(DataEntry {
         key: entry.key,
         content_type: entry.content_type,
-        payload: Bytes::copy_from_slice(entry.payload.text().as_bytes()),
+        payload: texts.payload(entry.payload.text().as_bytes()),
         version: entry.version,
         updated_at: entry.updated_at,
     })

@@ -92,7 +92,7 @@ fn state_and_secret_updates_upsert_what_is_valid() {
         r#"{"metadata":{"a":"b","c":1},"data":[{"key":"k","payload":[1.0],"version":2},{"key":""}]}"#;
     let Ok(Event::NodeStateUpdated(delta)) = event("node_state_updated", payload) else { panic!("refused") };
     assert_eq!(delta.metadata.get("a").map(String::as_str), Some("b"));
-    assert_eq!((delta.data.len(), &delta.data[0].payload[..]), (1, b"[1.0]".as_slice()));
+    assert_eq!((delta.data.len(), delta.data[0].payload.in_memory().unwrap()), (1, "[1.0]".into()));
     assert_eq!(delta.rejected.len(), 2);
     assert!(event("node_state_updated", "null").is_err());
     assert!(event("node_state_updated", r#"{"metadata":null}"#).is_ok());

@@ -14,8 +14,11 @@ use crate::reconcile::drift::Correction;
 use crate::state::{PullOutcome, PullTicket, State};
 use crate::supervisor::Shutdown;
 
-/// Pulls in a row that events may overtake before the next waits its turn: then events bring the state.
+/// Pulls in a row that events may overtake before there is a pause.
 const MAX_OVERTAKEN: u32 = 5;
+
+/// How long the pause is. The events may not bring what the pull was asked for: one that was too large, say.
+const OVERTAKEN_PAUSE: Duration = Duration::from_secs(5);
 
 /// How long the first pull waits for the stream, which asks for one once it is connected.
 const FIRST_PULL: Duration = Duration::from_secs(10);
@@ -41,6 +44,15 @@ struct Known {
     ticket: Option<PullTicket>,
 }
 
+/// What became of a pull.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pulled {
+    /// The state is what the control plane says.
+    Done,
+    /// Events came faster than answers.
+    Overtaken,
+}
+
 impl Puller {
     /// Pulls until asked to stop.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -59,10 +71,14 @@ impl Puller {
                 result = self.pull(&identity, &mut known) => result,
             };
             let goes_on = match result {
-                Ok(()) => {
+                Ok(pulled) => {
                     backoff.reset();
                     self.session.answered();
-                    self.wait(backoff::jittered(self.interval, backoff::random()), &shutdown).await
+                    let next = match pulled {
+                        Pulled::Done => self.interval,
+                        Pulled::Overtaken => self.interval.min(OVERTAKEN_PAUSE),
+                    };
+                    self.wait(backoff::jittered(next, backoff::random()), &shutdown).await
                 }
                 Err(error) => {
                     let delay = self.session.failed(&error, &mut backoff);
@@ -81,12 +97,13 @@ impl Puller {
         Ok(())
     }
 
-    async fn pull(&self, identity: &Identity, known: &mut Known) -> Result<(), ClientError> {
+    async fn pull(&self, identity: &Identity, known: &mut Known) -> Result<Pulled, ClientError> {
         for _ in 0..MAX_OVERTAKEN {
-            let Ok(ticket) = self.state.begin_pull().await else { return Ok(()) };
+            // The keeper fails only when it has stopped: then there is nothing to pull for.
+            let Ok(ticket) = self.state.begin_pull().await else { return Ok(Pulled::Done) };
             let etag = known.etag.as_deref().filter(|_| known.ticket == Some(ticket));
             match self.session.client.state(&identity.credentials(), etag).await? {
-                StateAnswer::NotModified => return Ok(()),
+                StateAnswer::NotModified => return Ok(Pulled::Done),
                 StateAnswer::State { state, etag } => match self.state.pulled(ticket, *state).await {
                     Ok(PullOutcome::Overtaken) => {}
                     Ok(PullOutcome::Applied(corrections)) => {
@@ -94,14 +111,13 @@ impl Puller {
                         if !corrections.is_empty() && self.drift.try_send(corrections).is_err() {
                             tracing::warn!("drift report dropped: earlier ones are still unsent");
                         }
-                        return Ok(());
+                        return Ok(Pulled::Done);
                     }
-                    Err(_) => return Ok(()),
+                    Err(_) => return Ok(Pulled::Done),
                 },
             }
         }
-        // Events come faster than answers; they bring the state along, and the next pull checks it.
-        Ok(())
+        Ok(Pulled::Overtaken)
     }
 
     /// Waits for somebody to ask for a pull, no longer than `most`; returns whether to go on.

@@ -14,7 +14,7 @@ use super::pull::Puller;
 use super::stream::StreamReader;
 use super::*;
 use crate::control::client::Detail;
-use crate::control::dev::{DevControlPlane, until};
+use crate::control::dev::{DevControlPlane, ScriptedControlPlane, until};
 use crate::identity::Machine;
 use crate::kernel::fake::FakeKernel;
 use crate::reconcile::drift::{Correction, Kind};
@@ -361,4 +361,37 @@ async fn drift_of_an_identity_that_is_given_up_is_told_under_no_other() {
     identity.send_replace(Some(Arc::new(crate::reconcile::tests::identity())));
     shutdown.cancel();
     task.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_that_events_overtake_again_and_again_is_made_again_soon() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("state.redb");
+    let (state, keeper) = State::open(&path, Arc::new(SystemClock), Board::default(), None).unwrap();
+    let identity = Arc::new(crate::reconcile::tests::identity());
+    let signing_key = identity.signing_key;
+    let (events, mut to_come) = (state.clone(), 7);
+    let plane = ScriptedControlPlane::start(move |_| {
+        if to_come > 0 {
+            to_come -= 1;
+            let event = events.enrolled(signing_key, Vec::new(), Vec::new());
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(event)).unwrap();
+        }
+        ("200 OK", r#"{"metadata":{"region":"eu"}}"#.to_owned())
+    })
+    .await;
+    let (session, _identity) = session(Some(identity));
+    let session = Session { client: plane.client(), ..session };
+    session.pulls.notify_one();
+    let (drift, _corrections) = mpsc::channel(8);
+    let shutdown = Shutdown::new();
+    let keeper = tokio::spawn(keeper.run(shutdown.clone()));
+    let puller = Puller { session, state: state.clone(), drift, interval: NEVER };
+    let puller = tokio::spawn(puller.run(shutdown.clone()));
+    let mut desired = state.desired();
+    let there = desired.wait_for(|desired| desired.metadata.contains_key("region"));
+    tokio::time::timeout(Duration::from_mins(1), there).await.expect("not only after an hour").unwrap();
+    shutdown.cancel();
+    keeper.await.unwrap().unwrap();
+    puller.await.unwrap().unwrap();
 }

@@ -17,8 +17,8 @@ use super::*;
 use crate::control::client::{Client, ClientConfig};
 use crate::node_state::{Auditor, NodeStateService, RULES, SecretReader, SecretRules, Sidecar};
 use crate::reports::Put;
-use crate::state::FullState;
 use crate::state::samples::{data, secret};
+use crate::state::{FullState, State};
 use crate::status::Board;
 use crate::supervisor::Shutdown;
 use crate::types::SystemClock;
@@ -201,7 +201,7 @@ async fn a_large_snapshot_is_cut_by_number_and_by_size() {
 
     state.data.truncate(8);
     for entry in &mut state.data {
-        entry.payload = format!("\"{}\"", "x".repeat(700_000)).into();
+        entry.payload = Bytes::from(format!("\"{}\"", "x".repeat(700_000))).into();
     }
     rig.set(state);
     let (_, words, sizes) = whole(&mut rig.pieces()).await;
@@ -431,4 +431,39 @@ async fn root_passes_although_the_sidecar_is_somebody_else() {
     let rig = rig();
     let mut client = serve(&rig, 64_999);
     assert_eq!(put_result(&mut client, put_request("a", None)).await, Ok(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_whose_entries_change_on_disk_meanwhile_begins_anew() {
+    let mut rig = rig();
+    let path = rig.folder.path().join("state.redb");
+    let (state, keeper) = State::open(&path, Arc::new(SystemClock), Board::default(), None).unwrap();
+    let keeper = tokio::spawn(keeper.run(rig.shutdown.clone()));
+    rig.sources.desired = state.desired();
+    let pull = async |version| {
+        let long = |n| DataEntry {
+            payload: Bytes::from(format!("\"{version}{}\"", "x".repeat(500))).into(),
+            ..data(&format!("k{n:04}"), version)
+        };
+        let full = FullState { data: (0..1_100).map(long).collect(), ..FullState::default() };
+        let ticket = state.begin_pull().await.unwrap();
+        state.pulled(ticket, full).await.unwrap();
+    };
+    pull(1).await;
+    let first = Arc::clone(state.desired().borrow().data.get("k0000").unwrap());
+    // Until only the disk has them; time does not pass by itself while the keeper's thread runs.
+    while first.payload.in_memory().is_some() {
+        tokio::time::advance(Duration::from_secs(1)).await;
+        state.begin_pull().await.unwrap();
+    }
+    let mut pieces = rig.pieces();
+    let piece = pieces.next().await.unwrap().unwrap();
+    assert!(piece.reset && piece.changes.len() == 500);
+    let Some(Kind::Data(entry)) = &piece.changes[1].change else { panic!("{:?}", piece.changes[1]) };
+    assert!(entry.payload.starts_with(b"\"1x") && entry.payload.len() == 503);
+    pull(2).await;
+    let (reset, words, _) = whole(&mut pieces).await;
+    assert!(reset && words.len() == 1_102 && words[1..1_101].iter().all(|word| word.contains(" v2 ")));
+    rig.shutdown.cancel();
+    keeper.await.unwrap().unwrap();
 }

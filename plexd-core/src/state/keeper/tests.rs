@@ -356,7 +356,7 @@ fn root_a_full_disk_is_told_and_the_state_enforced_and_stored_once_there_is_room
             let mut file = std::fs::File::create(&ballast).unwrap();
             while std::io::Write::write(&mut file, &[1; 4096]).is_ok() {}
             let big = crate::state::DataEntry {
-                payload: Bytes::from(format!("\"{}\"", "x".repeat(1024 * 1024))),
+                payload: Bytes::from(format!("\"{}\"", "x".repeat(1024 * 1024))).into(),
                 ..data("big", 1)
             };
             let state = FullState { data: vec![big], ..FullState::default() };
@@ -458,3 +458,5 @@ async fn each_event_is_remembered_with_what_became_of_it_and_without_its_payload
     let rejected: u64 = rig.board.control_status().rejected.values().sum();
     assert_eq!(rejected, 4);
 }
+
+mod payloads;
