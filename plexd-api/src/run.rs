@@ -131,7 +131,7 @@ fn allow_descriptors(limits: Limits) -> anyhow::Result<Limits> {
 async fn serve(config: &Config, acquired: Acquired) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let mirror = Arc::new(Mirror::new());
-    let core = Core::new(&config.core.socket, Arc::clone(&mirror));
+    let (core, carrier) = Core::new(&config.core.socket, Arc::clone(&mirror));
     let max_report_bytes = usize::try_from(config.node_api.max_report_bytes)?;
     let api = Arc::new(Api {
         mirror: Arc::clone(&mirror),
@@ -152,6 +152,8 @@ async fn serve(config: &Config, acquired: Acquired) -> anyhow::Result<()> {
 
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(follow(core, mirror, shutdown.clone()));
+    let answered = CancellationToken::new();
+    tasks.spawn(carrier.run(answered.clone()));
     tasks.spawn(Arc::clone(&server).serve_unix(unix));
     if let Some(tcp) = tcp {
         tasks.spawn(Arc::clone(&server).serve_tcp(tcp));
@@ -170,8 +172,9 @@ async fn serve(config: &Config, acquired: Acquired) -> anyhow::Result<()> {
     notify(&[sd_notify::NotifyState::Stopping]);
     shutdown.cancel();
     let stopped = async {
-        while tasks.join_next().await.is_some() {}
         server.finished().await;
+        answered.cancel();
+        while tasks.join_next().await.is_some() {}
     };
     if tokio::time::timeout(STOP_DEADLINE, stopped).await.is_err() {
         tracing::warn!("connections still open were cut");

@@ -4,6 +4,12 @@
 pub mod node {
     //! `plexd.node.v1`: what plexd-core serves to plexd-api.
 
+    /// Most writes in one message of `WriteReports`.
+    pub const MAX_WRITES: usize = 256;
+
+    /// Most bytes of keys, content types and payloads in one message of `WriteReports`, unless it is a single write.
+    pub const MAX_WRITES_BYTES: usize = 1024 * 1024;
+
     #[expect(
         missing_docs,
         clippy::pedantic,

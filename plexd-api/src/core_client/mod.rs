@@ -5,6 +5,7 @@
 mod backoff;
 mod denials;
 mod follow;
+mod writes;
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -16,23 +17,25 @@ use bytes::Bytes;
 use plexd_proto::node::v1::get_secret_request::Caller;
 use plexd_proto::node::v1::node_state_client::NodeStateClient;
 use plexd_proto::node::v1::{
-    CountReportsRequest, CountReportsResponse, DeleteReportRequest, GetSecretRequest, LocalCaller,
-    PutReportRequest, ReportRefusal, Secret, SecretRefusal, delete_report_response, get_secret_response,
-    put_report_response,
+    CountReportsRequest, CountReportsResponse, GetSecretRequest, LocalCaller, ReportRefusal, Secret,
+    SecretRefusal, get_secret_response,
 };
 use plexd_proto::transport;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 pub use follow::follow;
 
 use denials::Denials;
+use writes::{Write, Writer};
 
 use crate::mirror::{Entry, Mirror};
 
 /// Longest wait for a secret, which core fetches from the control plane.
 const SECRET_DEADLINE: Duration = Duration::from_secs(40);
-/// Longest wait for a report to be durable.
+/// Longest wait for a report to be durable, in the queue and under way each.
 const REPORT_DEADLINE: Duration = Duration::from_secs(10);
 /// Longest wait for what core knows without asking anybody.
 const COUNT_DEADLINE: Duration = Duration::from_secs(1);
@@ -43,12 +46,26 @@ const MAX_MESSAGE: usize = 72 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Core {
     client: NodeStateClient<Channel>,
-    mirror: Arc<Mirror>,
+    writes: mpsc::Sender<writes::Waiting>,
     denials: Arc<Denials>,
 }
 
+/// What carries writes to plexd-core and brings the answers. Without it there is no core.
+#[derive(Debug)]
+pub struct Carrier {
+    writer: Writer,
+}
+
+impl Carrier {
+    /// Carries until `ended`, when nobody waits for an answer any more.
+    pub async fn run(mut self, ended: CancellationToken) {
+        // Safe to cancel: nobody waits.
+        ended.run_until_cancelled(self.writer.run()).await;
+    }
+}
+
 /// Why a call brought nothing.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum CallError<R: std::fmt::Debug> {
     /// Core does not answer, or not in time, or not what the protocol says.
     #[error("plexd-core is not available: {0}")]
@@ -72,10 +89,12 @@ pub struct Report {
 }
 
 impl Core {
-    /// Creates a way to the core that listens at `socket`; what it answers to writes shows in `mirror` at once.
-    pub fn new(socket: &Path, mirror: Arc<Mirror>) -> Self {
+    /// Creates a way to the core that listens at `socket`, and what is to be run for it; what core answers to writes shows
+    /// in `mirror` at once.
+    pub fn new(socket: &Path, mirror: Arc<Mirror>) -> (Self, Carrier) {
         let client = NodeStateClient::new(transport::connect(socket)).max_decoding_message_size(MAX_MESSAGE);
-        Self { client, mirror, denials: Arc::default() }
+        let (writer, writes) = Writer::new(client.clone(), mirror);
+        (Self { client, writes, denials: Arc::default() }, Carrier { writer })
     }
 
     /// Fetches a secret for `caller`.
@@ -97,28 +116,26 @@ impl Core {
 
     /// Writes a report; once this returns, the mirror shows it.
     pub async fn put(&self, report: Report) -> Result<Arc<Entry>, CallError<ReportRefusal>> {
-        let mut client = self.client.clone();
-        let Report { key, content_type, payload, if_match } = report;
-        let request = PutReportRequest { key, content_type, payload, if_match };
-        match within(REPORT_DEADLINE, client.put_report(request)).await?.result {
-            Some(put_report_response::Result::Entry(entry)) => Ok(self.mirror.written(&entry)),
-            Some(put_report_response::Result::Refusal(refusal)) => Err(refused(refusal)),
-            None => Err(CallError::empty()),
-        }
+        self.write(Write::Put(report)).await?.ok_or_else(CallError::empty)
     }
 
     /// Deletes a report; once this returns, the mirror no longer shows it.
     pub async fn delete(&self, key: String, if_match: Option<i64>) -> Result<(), CallError<ReportRefusal>> {
-        let mut client = self.client.clone();
-        let request = DeleteReportRequest { key, if_match };
-        match within(REPORT_DEADLINE, client.delete_report(request)).await?.result {
-            Some(delete_report_response::Result::Deleted(gone)) => {
-                self.mirror.deleted(&gone);
-                Ok(())
-            }
-            Some(delete_report_response::Result::Refusal(refusal)) => Err(refused(refusal)),
-            None => Err(CallError::empty()),
-        }
+        self.write(Write::Delete { key, if_match }).await.map(drop)
+    }
+
+    /// Has `write` carried to core; returns what is there now.
+    async fn write(&self, write: Write) -> Result<Option<Arc<Entry>>, CallError<ReportRefusal>> {
+        let gone = || CallError::Unavailable("nobody carries writes to it".into());
+        let answered = async {
+            let (waiting, answer) = writes::Waiting::new(write);
+            self.writes.send(waiting).await.map_err(|_| gone())?;
+            answer.await.map_err(|_| gone())?
+        };
+        tokio::time::timeout(REPORT_DEADLINE, answered).await.unwrap_or_else(|_| {
+            tracing::debug!(seconds = REPORT_DEADLINE.as_secs(), "write not answered in time");
+            Err(CallError::Unavailable("no answer in time".into()))
+        })
     }
 
     /// Asks how many reports there are, and how they stand with the control plane.

@@ -215,7 +215,7 @@ pub(super) mod tests {
     /// An API whose core is away and whose mirror is empty: whoever is let in finds nothing, with 400, 404, 405 or 503.
     fn api() -> Arc<Api> {
         let mirror = Arc::new(Mirror::new());
-        let core = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
+        let (core, _) = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
         let rules = Rules { socket_gid: 900, secrets_gid: 901, tcp_secrets: true };
         let shutdown = CancellationToken::new();
         Arc::new(Api {

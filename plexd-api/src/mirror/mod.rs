@@ -13,7 +13,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use plexd_proto::node::v1::{ReportDeleted, ReportEntry};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -30,6 +29,26 @@ use writes::Writes;
 
 /// From so many changes on, lists are rendered before the change shows, so that no reader pays for it.
 const MANY: usize = 256;
+
+/// What plexd-core answered to a write.
+#[derive(Debug)]
+pub(crate) struct Acknowledged {
+    pub(crate) key: Arc<str>,
+    /// Its place among all writes.
+    pub(crate) revision: u64,
+    /// What is there now; `None` after a deletion.
+    pub(crate) entry: Option<Arc<Entry>>,
+}
+
+impl Acknowledged {
+    pub(crate) fn written(entry: Arc<Entry>) -> Self {
+        Self { key: Arc::clone(&entry.key), revision: entry.place, entry: Some(entry) }
+    }
+
+    pub(crate) fn deleted(key: &str, revision: u64) -> Self {
+        Self { key: key.into(), revision, entry: None }
+    }
+}
 
 /// The copy of the state.
 #[derive(Debug)]
@@ -111,16 +130,22 @@ impl Mirror {
         self.show(next, reset, highest);
     }
 
-    /// Shows a report that plexd-core says is written, and returns it as rendered.
-    pub(crate) fn written(&self, entry: &ReportEntry) -> Arc<Entry> {
-        let entry = Arc::new(Entry::of_report(entry));
-        self.acknowledged(Arc::clone(&entry.key), entry.place, Some(Arc::clone(&entry)));
-        entry
-    }
-
-    /// Hides a report that plexd-core says is deleted.
-    pub(crate) fn deleted(&self, gone: &ReportDeleted) {
-        self.acknowledged(gone.key.as_str().into(), gone.revision, None);
+    /// Shows what plexd-core says is written, and hides what it says is deleted, all at once.
+    pub(crate) fn acknowledge(&self, answers: Vec<Acknowledged>) {
+        let mut writes = self.writes();
+        // Before the first snapshot there is nothing to show it in; it is remembered for then.
+        let mut parts = self.snapshot().map(|snapshot| snapshot.parts()).unwrap_or_default();
+        let mut reports = parts.reports.entries.clone();
+        for Acknowledged { key, revision, entry } in answers {
+            writes.acknowledged(key, revision, entry, &mut reports);
+        }
+        if reports.same(&parts.reports.entries) || self.current.load().is_none() {
+            return;
+        }
+        parts.reports = Arc::new(Section::new(reports));
+        self.current.store(Some(Arc::new(Snapshot::new(parts))));
+        drop(writes);
+        self.changed.send_replace(());
     }
 
     /// Replaces the state without giving way, so that no write is acknowledged in between.
@@ -132,21 +157,6 @@ impl Mirror {
         self.current.store(Some(Arc::new(Snapshot::new(next))));
         drop(writes);
         self.lost.store(0, Ordering::Relaxed);
-        self.changed.send_replace(());
-    }
-
-    fn acknowledged(&self, key: Arc<str>, revision: u64, entry: Option<Arc<Entry>>) {
-        let mut writes = self.writes();
-        // Before the first snapshot there is nothing to show it in; it is remembered for then.
-        let mut parts = self.snapshot().map(|snapshot| snapshot.parts()).unwrap_or_default();
-        let mut reports = parts.reports.entries.clone();
-        writes.acknowledged(key, revision, entry, &mut reports);
-        if reports.same(&parts.reports.entries) || self.current.load().is_none() {
-            return;
-        }
-        parts.reports = Arc::new(Section::new(reports));
-        self.current.store(Some(Arc::new(Snapshot::new(parts))));
-        drop(writes);
         self.changed.send_replace(());
     }
 

@@ -5,7 +5,9 @@ use std::pin::pin;
 use std::task::{Context, Waker};
 
 use plexd_proto::node::v1::change::Change as Wire;
-use plexd_proto::node::v1::{Change as WireChange, DataEntry, Node, TcpAccess, WatchResponse};
+use plexd_proto::node::v1::{
+    Change as WireChange, DataEntry, Node, ReportDeleted, ReportEntry, TcpAccess, WatchResponse,
+};
 
 use super::*;
 
@@ -17,6 +19,10 @@ fn data(key: &str, version: i64, position: u64) -> Wire {
 fn report(key: &str, version: i64, revision: u64) -> ReportEntry {
     let payload = b"1".as_slice().into();
     ReportEntry { key: key.into(), version, revision, payload, ..ReportEntry::default() }
+}
+
+fn written(mirror: &Mirror, entry: &ReportEntry) {
+    mirror.acknowledge(vec![Acknowledged::written(Arc::new(Entry::of_report(entry)))]);
 }
 
 fn piece(reset: bool, changes: Vec<Wire>, complete: bool) -> WatchResponse {
@@ -77,12 +83,12 @@ async fn an_answer_shows_at_once_and_the_lagging_stream_does_not_undo_it() {
     let (mirror, mut stage) = (Mirror::new(), Stage::snapshot());
     mirror.stream_opened();
     apply(&mirror, &mut stage, piece(true, vec![node(), Wire::Report(report("r", 1, 1))], true)).await;
-    mirror.written(&report("r", 3, 3));
+    written(&mirror, &report("r", 3, 3));
     let version = || mirror.snapshot().unwrap().entry(Kind::Report, "r").map(|entry| entry.version);
     assert_eq!(version(), Some(3));
     apply(&mirror, &mut stage, piece(false, vec![Wire::Report(report("r", 2, 2))], true)).await;
     assert_eq!(version(), Some(3), "never back");
-    mirror.deleted(&ReportDeleted { key: "r".into(), revision: 4 });
+    mirror.acknowledge(vec![Acknowledged::deleted("r", 4)]);
     assert_eq!(version(), None);
     apply(&mirror, &mut stage, piece(false, vec![Wire::Report(report("r", 3, 3))], true)).await;
     assert_eq!(version(), None, "the deletion is remembered until the stream has told of it");
@@ -95,7 +101,7 @@ async fn an_answer_shows_at_once_and_the_lagging_stream_does_not_undo_it() {
 async fn a_write_acknowledged_before_the_first_snapshot_shows_with_it() {
     let (mirror, mut stage) = (Mirror::new(), Stage::snapshot());
     mirror.stream_opened();
-    mirror.written(&report("r", 1, 5));
+    written(&mirror, &report("r", 1, 5));
     assert!(mirror.snapshot().is_none());
     apply(&mirror, &mut stage, piece(true, vec![node()], true)).await;
     assert!(mirror.snapshot().unwrap().entry(Kind::Report, "r").is_some());
@@ -115,7 +121,7 @@ async fn a_large_update_gives_way_and_shows_whole_and_keeps_writes_made_meanwhil
         // A reader's turn: the old state, whole.
         assert_eq!(mirror.snapshot().unwrap().list(Kind::Data).body, "[]");
         turns += 1;
-        mirror.written(&report("r", turns, u64::try_from(turns).unwrap()));
+        written(&mirror, &report("r", turns, u64::try_from(turns).unwrap()));
     }
     assert!(turns > 100, "{turns} turns for readers");
     let now = mirror.snapshot().unwrap();

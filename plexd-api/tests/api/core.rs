@@ -3,22 +3,24 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
+use futures_util::{Stream, StreamExt};
 use plexd_proto::node::v1::change::Change as Wire;
 use plexd_proto::node::v1::get_secret_response::Result as SecretResult;
 use plexd_proto::node::v1::node_state_server::{NodeState, NodeStateServer};
 use plexd_proto::node::v1::{
-    Change, CountReportsRequest, CountReportsResponse, DeleteReportRequest, DeleteReportResponse, DeniedRead,
-    GetSecretRequest, GetSecretResponse, NoteDenialsRequest, NoteDenialsResponse, PutReportRequest,
-    PutReportResponse, ReportDeleted, ReportEntry, ReportRefusal, Secret, SecretRefusal, WatchRequest,
-    WatchResponse, delete_report_response, put_report_response,
+    Change, CountReportsRequest, CountReportsResponse, DeniedRead, GetSecretRequest, GetSecretResponse,
+    NoteDenialsRequest, NoteDenialsResponse, ReportDelete, ReportDeleted, ReportEntry, ReportOutcome,
+    ReportPut, ReportRefusal, ReportWrite, ReportWritten, Secret, SecretRefusal, WatchRequest, WatchResponse,
+    WriteReportsRequest, WriteReportsResponse, report_outcome, report_write,
 };
 use plexd_proto::transport::{self, Incoming, SocketOwner};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 /// What a read of a secret brings.
 pub(crate) type SecretAnswer = Result<(&'static str, i64), SecretRefusal>;
@@ -109,7 +111,7 @@ impl Store {
         }
     }
 
-    fn put(&mut self, request: PutReportRequest) -> Result<ReportEntry, ReportRefusal> {
+    fn put(&mut self, request: ReportPut) -> Result<ReportEntry, ReportRefusal> {
         self.check(&request.key, request.if_match)?;
         self.revision += 1;
         let version = self.versions.entry(request.key.clone()).or_default();
@@ -128,7 +130,7 @@ impl Store {
         Ok(entry)
     }
 
-    fn delete(&mut self, request: DeleteReportRequest) -> Result<ReportDeleted, ReportRefusal> {
+    fn delete(&mut self, request: ReportDelete) -> Result<ReportDeleted, ReportRefusal> {
         if !self.reports.contains_key(&request.key) {
             return Err(ReportRefusal::NotFound);
         }
@@ -138,6 +140,18 @@ impl Store {
         let gone = ReportDeleted { key: request.key, revision: self.revision };
         self.told(Wire::ReportDeleted(gone.clone()));
         Ok(gone)
+    }
+
+    fn write(&mut self, write: ReportWrite) -> ReportOutcome {
+        let outcome = match write.write.unwrap() {
+            report_write::Write::Put(put) => self.put(put).map(|entry| {
+                let ReportEntry { version, updated_at, revision, .. } = entry;
+                report_outcome::Outcome::Written(ReportWritten { version, updated_at, revision })
+            }),
+            report_write::Write::Delete(delete) => self.delete(delete).map(report_outcome::Outcome::Deleted),
+        };
+        let outcome = outcome.unwrap_or_else(|refusal| report_outcome::Outcome::Refusal(refusal.into()));
+        ReportOutcome { outcome: Some(outcome) }
     }
 
     fn told(&mut self, change: Wire) {
@@ -150,6 +164,7 @@ impl Store {
 #[tonic::async_trait]
 impl NodeState for FakeCore {
     type WatchStream = UnboundedReceiverStream<Result<WatchResponse, Status>>;
+    type WriteReportsStream = Pin<Box<dyn Stream<Item = Result<WriteReportsResponse, Status>> + Send>>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -189,26 +204,17 @@ impl NodeState for FakeCore {
         Ok(Response::new(NoteDenialsResponse {}))
     }
 
-    async fn put_report(
+    async fn write_reports(
         &self,
-        request: Request<PutReportRequest>,
-    ) -> Result<Response<PutReportResponse>, Status> {
-        let result = match self.store().put(request.into_inner()) {
-            Ok(entry) => put_report_response::Result::Entry(entry),
-            Err(refusal) => put_report_response::Result::Refusal(refusal.into()),
-        };
-        Ok(Response::new(PutReportResponse { result: Some(result) }))
-    }
-
-    async fn delete_report(
-        &self,
-        request: Request<DeleteReportRequest>,
-    ) -> Result<Response<DeleteReportResponse>, Status> {
-        let result = match self.store().delete(request.into_inner()) {
-            Ok(gone) => delete_report_response::Result::Deleted(gone),
-            Err(refusal) => delete_report_response::Result::Refusal(refusal.into()),
-        };
-        Ok(Response::new(DeleteReportResponse { result: Some(result) }))
+        request: Request<Streaming<WriteReportsRequest>>,
+    ) -> Result<Response<Self::WriteReportsStream>, Status> {
+        let core = self.clone();
+        let answers = request.into_inner().map(move |message| {
+            let mut store = core.store();
+            let outcomes = message?.writes.into_iter().map(|write| store.write(write)).collect();
+            Ok(WriteReportsResponse { outcomes })
+        });
+        Ok(Response::new(answers.take_until(self.stop.clone().cancelled_owned()).boxed()))
     }
 
     async fn count_reports(

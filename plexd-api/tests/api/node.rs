@@ -65,7 +65,8 @@ impl Setup {
         }
         let mirror = Arc::new(Mirror::new());
         let shutdown = CancellationToken::new();
-        let client = Core::new(core.socket(), Arc::clone(&mirror));
+        let (client, carrier) = Core::new(core.socket(), Arc::clone(&mirror));
+        tokio::spawn(carrier.run(CancellationToken::new()));
         tokio::spawn(follow(client.clone(), Arc::clone(&mirror), shutdown.clone()));
         let rules = Rules {
             // The tests' own connections come with the group of whoever runs them.

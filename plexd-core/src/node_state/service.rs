@@ -1,24 +1,25 @@
 //! The gRPC service of core.sock, and who may call what of it.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::stream::BoxStream;
 use futures_util::{Stream, StreamExt};
 use plexd_proto::access::{Permit, Rule};
 use plexd_proto::node::v1;
 use plexd_proto::node::v1::node_state_server::NodeState;
 use plexd_proto::transport::PeerCredentials;
 use tokio::sync::{Semaphore, watch};
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::audit::Auditor;
 use super::secrets::SecretReader;
-use super::watch::{Sources, report_deleted, report_entry, stream};
+use super::watch::{Sources, stream};
+use super::writes::Writing;
 use crate::identity::CurrentIdentity;
-use crate::reports::{Counts, Put, Refusal, Reports};
+use crate::reports::{Counts, Reports};
 use crate::state::Desired;
 
-/// State streams at a time; the sidecar needs one, and a second while it restarts.
+/// Streams of each kind at a time; the sidecar needs one, and a second while it restarts.
 const MAX_STREAMS: usize = 4;
 
 /// Refused reads of secrets that are noted at a time.
@@ -36,8 +37,7 @@ pub const RULES: &[Rule<Who>] = &[
     Rule { rpc: "/plexd.node.v1.NodeState/Watch", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/GetSecret", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/NoteDenials", who: Who::Sidecar },
-    Rule { rpc: "/plexd.node.v1.NodeState/PutReport", who: Who::Sidecar },
-    Rule { rpc: "/plexd.node.v1.NodeState/DeleteReport", who: Who::Sidecar },
+    Rule { rpc: "/plexd.node.v1.NodeState/WriteReports", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/CountReports", who: Who::Sidecar },
 ];
 
@@ -56,13 +56,17 @@ impl Permit<Who> for Sidecar {
     }
 }
 
+/// What a caller gets one after the other.
+type Answers<T> = BoxStream<'static, Result<T, Status>>;
+
 /// The service.
 #[derive(Debug, Clone)]
 pub struct NodeStateService {
     sources: Sources,
     secrets: SecretReader,
     auditor: Auditor,
-    streams: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
+    writers: Arc<Semaphore>,
 }
 
 impl NodeStateService {
@@ -79,29 +83,33 @@ impl NodeStateService {
             sources: Sources { desired, identity, reports, token },
             secrets,
             auditor,
-            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            watchers: Arc::new(Semaphore::new(MAX_STREAMS)),
+            writers: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
     }
+}
 
-    fn is_enrolled(&self) -> bool {
-        self.sources.identity.borrow().is_some()
-    }
+/// Returns `stream`, which holds one of `places` for as long as it lives.
+fn in_place<T: Send + 'static>(
+    places: &Arc<Semaphore>,
+    stream: impl Stream<Item = Result<T, Status>> + Send + 'static,
+) -> Result<Response<Answers<T>>, Status> {
+    let place = Arc::clone(places).try_acquire_owned();
+    let place = place.map_err(|_| Status::resource_exhausted("too many streams"))?;
+    let stream = stream.map(move |item| {
+        let _ = &place;
+        item
+    });
+    Ok(Response::new(stream.boxed()))
 }
 
 #[tonic::async_trait]
 impl NodeState for NodeStateService {
-    type WatchStream = Pin<Box<dyn Stream<Item = Result<v1::WatchResponse, Status>> + Send>>;
+    type WatchStream = Answers<v1::WatchResponse>;
+    type WriteReportsStream = Answers<v1::WriteReportsResponse>;
 
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        let permit = Arc::clone(&self.streams)
-            .try_acquire_owned()
-            .map_err(|_| Status::resource_exhausted("too many state streams"))?;
-        let stream = stream(self.sources.clone()).map(move |item| {
-            // Held for as long as the stream lives.
-            let _ = &permit;
-            item
-        });
-        Ok(Response::new(Box::pin(stream)))
+        in_place(&self.watchers, stream(self.sources.clone()))
     }
 
     async fn get_secret(
@@ -127,38 +135,13 @@ impl NodeState for NodeStateService {
         Ok(Response::new(v1::NoteDenialsResponse {}))
     }
 
-    async fn put_report(
+    async fn write_reports(
         &self,
-        request: Request<v1::PutReportRequest>,
-    ) -> Result<Response<v1::PutReportResponse>, Status> {
-        use v1::put_report_response::Result as Answer;
-        let v1::PutReportRequest { key, content_type, payload, if_match } = request.into_inner();
-        let result = if self.is_enrolled() {
-            match self.sources.reports.put(Put { key, content_type, payload, if_match }).await {
-                Ok(entry) => Answer::Entry(report_entry(&entry)),
-                Err(refused) => Answer::Refusal(refusal(refused)?.into()),
-            }
-        } else {
-            Answer::Refusal(v1::ReportRefusal::NotRegistered.into())
-        };
-        Ok(Response::new(v1::PutReportResponse { result: Some(result) }))
-    }
-
-    async fn delete_report(
-        &self,
-        request: Request<v1::DeleteReportRequest>,
-    ) -> Result<Response<v1::DeleteReportResponse>, Status> {
-        use v1::delete_report_response::Result as Answer;
-        let v1::DeleteReportRequest { key, if_match } = request.into_inner();
-        let result = if self.is_enrolled() {
-            match self.sources.reports.delete(key, if_match).await {
-                Ok(deleted) => Answer::Deleted(report_deleted(deleted)),
-                Err(refused) => Answer::Refusal(refusal(refused)?.into()),
-            }
-        } else {
-            Answer::Refusal(v1::ReportRefusal::NotRegistered.into())
-        };
-        Ok(Response::new(v1::DeleteReportResponse { result: Some(result) }))
+        request: Request<Streaming<v1::WriteReportsRequest>>,
+    ) -> Result<Response<Self::WriteReportsStream>, Status> {
+        let Sources { reports, identity, .. } = &self.sources;
+        let writing = Writing::new(request.into_inner(), reports.clone(), identity.clone());
+        in_place(&self.writers, writing.answers())
     }
 
     async fn count_reports(
@@ -168,16 +151,4 @@ impl NodeState for NodeStateService {
         let Counts { entries, pending, conflicted } = *self.sources.reports.counts().borrow();
         Ok(Response::new(v1::CountReportsResponse { entries, pending, conflicted }))
     }
-}
-
-fn refusal(refusal: Refusal) -> Result<v1::ReportRefusal, Status> {
-    Ok(match refusal {
-        Refusal::NotFound => v1::ReportRefusal::NotFound,
-        Refusal::VersionConflict => v1::ReportRefusal::VersionConflict,
-        Refusal::TooManyEntries => v1::ReportRefusal::TooManyEntries,
-        Refusal::InsufficientStorage => v1::ReportRefusal::InsufficientStorage,
-        Refusal::StorageFailed => v1::ReportRefusal::StorageFailed,
-        Refusal::Invalid => v1::ReportRefusal::Invalid,
-        Refusal::Stopping => return Err(Status::unavailable("plexd-core is stopping")),
-    })
 }

@@ -3,6 +3,7 @@
 //! no news, are read from the disk piece by piece, so that there is never more of them in memory than one piece.
 
 use std::sync::Arc;
+use std::time::Duration;
 use std::vec;
 
 use bytes::Bytes;
@@ -11,6 +12,7 @@ use futures_util::stream::unfold;
 use plexd_proto::node::v1;
 use plexd_proto::node::v1::change::Change as Kind;
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
 use tonic::Status;
 
 use super::token::ApiToken;
@@ -23,6 +25,9 @@ const PIECE_CHANGES: usize = 500;
 
 /// Size past which a piece is closed, in bytes; a single entry may be larger.
 const PIECE_BYTES: usize = 1024 * 1024;
+
+/// How long what is written of reports is gathered before it is told. The sidecar knows already: it passed the writes on.
+const REPORTS_PACE: Duration = Duration::from_millis(50);
 
 /// Where the state comes from.
 #[derive(Debug, Clone)]
@@ -46,6 +51,8 @@ struct Watcher {
     sources: Sources,
     /// Changes whenever there is something new to tell of reports.
     position: watch::Receiver<Position>,
+    /// When reports are told again at the earliest.
+    reports_at: Instant,
     /// What the receiver has been told.
     told: Told,
     /// What is being told.
@@ -99,7 +106,8 @@ enum News {
 impl Watcher {
     fn new(sources: Sources) -> Self {
         let position = sources.reports.position();
-        Self { sources, position, told: Told::default(), outgoing: None, unfinished: false }
+        let (told, reports_at) = (Told::default(), Instant::now());
+        Self { sources, position, reports_at, told, outgoing: None, unfinished: false }
     }
 
     async fn next(&mut self) -> Option<Result<v1::WatchResponse, Status>> {
@@ -153,6 +161,7 @@ impl Watcher {
     async fn tell_reports(&mut self, cursor: Cursor) -> Result<(), Status> {
         // Before they are read: what changes from here on is news.
         self.position.mark_unchanged();
+        self.reports_at = Instant::now() + REPORTS_PACE;
         let told =
             self.sources.reports.changes(cursor, PIECE_CHANGES, PIECE_BYTES).await.map_err(|error| {
                 tracing::warn!(%error, "reports cannot be read for those who watch");
@@ -263,13 +272,17 @@ impl Watcher {
 
     /// Waits for something to tell.
     async fn news(&mut self) -> News {
+        let reports = async {
+            sleep_until(self.reports_at).await;
+            self.position.changed().await
+        };
         // Cancel safe: an arm that loses has taken nothing.
         tokio::select! {
             changed = self.sources.desired.changed() => if changed.is_ok() { News::State } else { News::End },
             changed = self.sources.identity.changed() => if changed.is_ok() { News::State } else { News::End },
             // Where nobody reads the file again it stays as it is.
             Ok(()) = self.sources.token.changed() => News::State,
-            changed = self.position.changed() => if changed.is_ok() { News::Reports } else { News::End },
+            changed = reports => if changed.is_ok() { News::Reports } else { News::End },
         }
     }
 }
@@ -331,21 +344,14 @@ fn secret_ref(placed: &Placed<SecretRef>) -> v1::SecretRef {
 
 fn report_change(changed: reports::Change) -> v1::Change {
     change(match changed {
-        reports::Change::Put(entry) => Kind::Report(report_entry(&entry)),
+        reports::Change::Put(entry) => Kind::Report(report_entry(entry)),
         reports::Change::Deleted(deleted) => Kind::ReportDeleted(report_deleted(deleted)),
     })
 }
 
-/// Renders a report entry.
-pub(super) fn report_entry(entry: &reports::Entry) -> v1::ReportEntry {
-    v1::ReportEntry {
-        key: entry.key.clone(),
-        content_type: entry.content_type.clone(),
-        payload: entry.payload.clone(),
-        version: entry.version,
-        updated_at: entry.updated_at.clone(),
-        revision: entry.revision,
-    }
+fn report_entry(entry: reports::Entry) -> v1::ReportEntry {
+    let reports::Entry { key, content_type, payload, version, updated_at, revision } = entry;
+    v1::ReportEntry { key, content_type, payload, version, updated_at, revision }
 }
 
 /// Renders a deletion.

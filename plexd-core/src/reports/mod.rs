@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 pub use store::{Batch, OpenError};
 pub use sync::ReportSync;
-pub use writer::{ReportWriter, Reports};
+pub use writer::{Pending, ReportWriter, Reports, Stopped};
 
 /// Most entries the node holds (contract, section 6).
 pub const MAX_ENTRIES: u64 = 10_000;
@@ -110,6 +110,39 @@ pub struct Put {
     pub if_match: Option<i64>,
 }
 
+/// One write of several.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// Create or replace.
+    Put(Put),
+    /// Delete, under a condition on the version.
+    Delete {
+        /// The key.
+        key: String,
+        /// The version believed current.
+        if_match: Option<i64>,
+    },
+}
+
+impl Write {
+    /// Returns what it takes in memory, in bytes.
+    fn size(&self) -> usize {
+        match self {
+            Self::Put(put) => put.key.len() + put.content_type.len() + put.payload.len(),
+            Self::Delete { key, .. } => key.len(),
+        }
+    }
+}
+
+/// What a write did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Written {
+    /// The entry as it is now.
+    Put(Entry),
+    /// The deletion.
+    Deleted(Deleted),
+}
+
 /// Why a write was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -131,9 +164,6 @@ pub enum Refusal {
     /// Key, content type or payload is not what it must be.
     #[error("invalid report")]
     Invalid,
-    /// The writer is stopping.
-    #[error("stopping")]
-    Stopping,
 }
 
 /// How many entries there are, and how they stand with the control plane.

@@ -20,7 +20,7 @@ pub use self::batch::Batch;
 use self::apply::{Done, Draft};
 use self::batch::remove_from_outbox;
 use self::index::{Index, News};
-use super::{Change, Changes, Counts, Cursor, Deleted, Entry, Position, Put, Refusal};
+use super::{Change, Changes, Counts, Cursor, Deleted, Entry, Position, Refusal, Write, Written};
 use crate::storage::{self, Opened, StorageError, database_error};
 
 /// Version, revision, content type, time, payload.
@@ -67,37 +67,6 @@ struct Disk {
     database: Database,
     /// Why it can only be read.
     read_only: Option<io::Error>,
-}
-
-/// One change within a commit.
-#[derive(Debug)]
-pub(super) enum Write {
-    /// Create or replace.
-    Put(Put),
-    /// Delete, under a condition on the version.
-    Delete {
-        /// The key.
-        key: String,
-        /// The version believed current.
-        if_match: Option<i64>,
-    },
-}
-
-impl Write {
-    /// Returns what it takes in memory, in bytes.
-    pub(super) fn size(&self) -> usize {
-        match self {
-            Self::Put(put) => put.key.len() + put.content_type.len() + put.payload.len(),
-            Self::Delete { key, .. } => key.len(),
-        }
-    }
-}
-
-/// What a change did.
-#[derive(Debug)]
-pub(super) enum Written {
-    Put(Entry),
-    Deleted(Deleted),
 }
 
 impl Store {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use nix::sys::statvfs::statvfs;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
-use super::store::{Batch, OpenError, Store, Write, Written};
-use super::{Changes, Counts, Cursor, Deleted, Entry, Position, Put, Refusal};
+use super::store::{Batch, OpenError, Store};
+use super::{Changes, Counts, Cursor, Position, Refusal, Write, Written};
 use crate::status::{Board, Subsystem};
 use crate::storage::StorageError;
 use crate::supervisor::Shutdown;
@@ -22,7 +22,7 @@ const QUEUE: usize = 1024;
 /// Bytes of the writes that may wait; past this a caller waits, too.
 const QUEUE_BYTES: u32 = 16 * 1024 * 1024;
 
-/// Most writes in one commit.
+/// Writes from which on a commit takes no more.
 const MAX_COMMIT: usize = 512;
 
 /// Bytes past which a commit takes no more writes.
@@ -73,13 +73,35 @@ enum Trouble {
     Refused,
 }
 
-/// A write that waits, and the room it takes meanwhile.
+/// Writes that were handed over together, and the room they take while they wait.
 #[derive(Debug)]
 struct Waiting {
-    write: Write,
-    reply: oneshot::Sender<Result<Written, Refusal>>,
+    writes: Vec<Write>,
+    reply: oneshot::Sender<Outcomes>,
     room: OwnedSemaphorePermit,
 }
+
+/// What became of writes, one by one.
+type Outcomes = Vec<Result<Written, Refusal>>;
+
+/// Writes that are on their way.
+#[derive(Debug)]
+pub struct Pending(oneshot::Receiver<Outcomes>);
+
+impl Pending {
+    /// Returns what became of each, once what was done is durable.
+    ///
+    /// # Errors
+    /// If the writer has stopped; some may have been done.
+    pub async fn outcomes(self) -> Result<Outcomes, Stopped> {
+        self.0.await.map_err(|_| Stopped)
+    }
+}
+
+/// The writer has stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the report writer has stopped")]
+pub struct Stopped;
 
 #[derive(Debug)]
 enum Request {
@@ -121,20 +143,23 @@ impl Reports {
         Ok((handle, ReportWriter { writer, stop }))
     }
 
-    /// Creates or replaces an entry; returns once it is durable.
-    pub async fn put(&self, put: Put) -> Result<Entry, Refusal> {
-        match self.write(Write::Put(put)).await? {
-            Written::Put(entry) => Ok(entry),
-            Written::Deleted(_) => Err(Refusal::Invalid),
-        }
+    /// Hands `writes` over, to be done in this order and in one commit, after those of all who returned from here before;
+    /// waits while there is no room for them.
+    ///
+    /// # Errors
+    /// If the writer has stopped; nothing was done.
+    pub async fn submit(&self, writes: Vec<Write>) -> Result<Pending, Stopped> {
+        let room = Arc::clone(&self.room).acquire_many_owned(room_for(size(&writes))).await;
+        let room = room.map_err(|_| Stopped)?;
+        let (reply, outcomes) = oneshot::channel();
+        let waiting = Waiting { writes, reply, room };
+        self.requests.send(Request::Write(waiting)).await.map_err(|_| Stopped)?;
+        Ok(Pending(outcomes))
     }
 
-    /// Deletes an entry; returns once that is durable.
-    pub async fn delete(&self, key: String, if_match: Option<i64>) -> Result<Deleted, Refusal> {
-        match self.write(Write::Delete { key, if_match }).await? {
-            Written::Deleted(deleted) => Ok(deleted),
-            Written::Put(_) => Err(Refusal::Invalid),
-        }
+    /// Returns once nothing can be written any more.
+    pub async fn stopped(&self) {
+        self.requests.closed().await;
     }
 
     /// Returns what follows `cursor`: at most `most` changes, up to the one that reaches `bytes`.
@@ -186,13 +211,6 @@ impl Reports {
         self.counts.clone()
     }
 
-    async fn write(&self, write: Write) -> Result<Written, Refusal> {
-        let room = Arc::clone(&self.room).acquire_many_owned(room_for(write.size())).await;
-        let room = room.map_err(|_| Refusal::Stopping)?;
-        let written = self.ask(|reply| Request::Write(Waiting { write, reply, room })).await;
-        written.map_err(|_| Refusal::Stopping)?
-    }
-
     async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> io::Result<T> {
         let stopped = || io::Error::other("the report writer has stopped");
         let (reply, answer) = oneshot::channel();
@@ -236,23 +254,24 @@ impl Writer {
     fn serve(mut self) {
         while let Some(first) = self.requests.blocking_recv() {
             let mut writes = Vec::new();
-            let mut bytes = 0;
+            let (mut count, mut bytes) = (0, 0);
             let mut next = Some(first);
             while let Some(request) = next {
                 match request {
                     Request::Write(waiting) => {
-                        bytes += waiting.write.size();
+                        count += waiting.writes.len();
+                        bytes += size(&waiting.writes);
                         writes.push(waiting);
                     }
                     other => {
                         self.commit(std::mem::take(&mut writes));
-                        bytes = 0;
+                        (count, bytes) = (0, 0);
                         if !self.answer(other) {
                             return;
                         }
                     }
                 }
-                let more = writes.len() < MAX_COMMIT && bytes < MAX_COMMIT_BYTES;
+                let more = count < MAX_COMMIT && bytes < MAX_COMMIT_BYTES;
                 next = if more { self.requests.try_recv().ok() } else { None };
             }
             self.commit(writes);
@@ -305,21 +324,20 @@ impl Writer {
         if waiting.is_empty() {
             return;
         }
-        let bytes = waiting.iter().map(|waiting| waiting.write.size() as u64).sum();
         let now = whole_seconds(self.clock.now());
-        // The room is free again once all are answered.
+        // The room is free again once they are answered.
         let (mut writes, mut replies) = (Vec::new(), Vec::new());
-        for Waiting { write, reply, room } in waiting {
-            writes.push(write);
-            replies.push((reply, room));
+        for Waiting { writes: together, reply, room } in waiting {
+            replies.push((together.len(), reply, room));
+            writes.extend(together);
         }
+        let (count, bytes) = (writes.len(), size(&writes) as u64);
         let outcomes = self.store.commit(writes, &now);
-        let outcomes = self.settled(outcomes, bytes).unwrap_or_else(|error| {
-            let refusal = refusal(&error);
-            replies.iter().map(|_| Err(refusal)).collect()
-        });
-        for (outcome, (reply, _)) in outcomes.into_iter().zip(replies) {
-            let _ = reply.send(outcome);
+        let outcomes =
+            self.settled(outcomes, bytes).unwrap_or_else(|error| vec![Err(refusal(&error)); count]);
+        let mut outcomes = outcomes.into_iter();
+        for (count, reply, _) in replies {
+            let _ = reply.send(outcomes.by_ref().take(count).collect());
         }
     }
 
@@ -393,6 +411,10 @@ impl Writer {
     }
 }
 
+fn size(writes: &[Write]) -> usize {
+    writes.iter().map(Write::size).sum()
+}
+
 /// Returns how much of the room a write takes while it waits. One that is larger than all of it has it for itself.
 fn room_for(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX).min(QUEUE_BYTES)
@@ -409,6 +431,30 @@ fn refusal(error: &io::Error) -> Refusal {
 /// RFC 3339 in whole seconds, as the guide shows it.
 fn whole_seconds(now: jiff::Timestamp) -> String {
     jiff::Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
+}
+
+#[cfg(test)]
+impl Reports {
+    /// Creates or replaces an entry; returns once it is durable.
+    pub(crate) async fn put(&self, put: super::Put) -> Result<super::Entry, Refusal> {
+        match self.write(Write::Put(put)).await? {
+            Written::Put(entry) => Ok(entry),
+            Written::Deleted(_) => Err(Refusal::Invalid),
+        }
+    }
+
+    /// Deletes an entry; returns once that is durable.
+    pub(crate) async fn delete(&self, key: String, if_match: Option<i64>) -> Result<super::Deleted, Refusal> {
+        match self.write(Write::Delete { key, if_match }).await? {
+            Written::Deleted(deleted) => Ok(deleted),
+            Written::Put(_) => Err(Refusal::Invalid),
+        }
+    }
+
+    async fn write(&self, write: Write) -> Result<Written, Refusal> {
+        let pending = self.submit(vec![write]).await.expect("a writer");
+        pending.outcomes().await.expect("a writer").remove(0)
+    }
 }
 
 #[cfg(test)]

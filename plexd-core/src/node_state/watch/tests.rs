@@ -340,18 +340,32 @@ fn serve(rig: &Rig, sidecar: u32) -> NodeStateClient<Channel> {
     NodeStateClient::new(connect(&path))
 }
 
-fn put_request(key: &str, if_match: Option<i64>) -> v1::PutReportRequest {
-    v1::PutReportRequest { key: key.into(), content_type: "text/plain".into(), payload: "1".into(), if_match }
+fn put_request(key: &str, if_match: Option<i64>) -> v1::ReportPut {
+    v1::ReportPut { key: key.into(), content_type: "text/plain".into(), payload: "1".into(), if_match }
+}
+
+/// Sends one write, and returns the version it led to; 0 for a deletion.
+async fn write_result(
+    client: &mut NodeStateClient<Channel>,
+    write: v1::report_write::Write,
+) -> Result<i64, v1::ReportRefusal> {
+    let message = v1::WriteReportsRequest { writes: vec![v1::ReportWrite { write: Some(write) }] };
+    let messages = futures_util::stream::iter([message]);
+    let mut answers = client.write_reports(messages).await.unwrap().into_inner();
+    let mut answer = answers.message().await.unwrap().unwrap();
+    assert!(answers.message().await.unwrap().is_none(), "all was asked, and answered");
+    match answer.outcomes.pop().unwrap().outcome.unwrap() {
+        v1::report_outcome::Outcome::Written(written) => Ok(written.version),
+        v1::report_outcome::Outcome::Deleted(_) => Ok(0),
+        v1::report_outcome::Outcome::Refusal(refusal) => Err(refusal.try_into().unwrap()),
+    }
 }
 
 async fn put_result(
     client: &mut NodeStateClient<Channel>,
-    request: v1::PutReportRequest,
+    request: v1::ReportPut,
 ) -> Result<i64, v1::ReportRefusal> {
-    match client.put_report(request).await.unwrap().into_inner().result.unwrap() {
-        v1::put_report_response::Result::Entry(entry) => Ok(entry.version),
-        v1::put_report_response::Result::Refusal(refusal) => Err(refusal.try_into().unwrap()),
-    }
+    write_result(client, v1::report_write::Write::Put(request)).await
 }
 
 async fn delete_result(
@@ -359,11 +373,8 @@ async fn delete_result(
     key: &str,
     if_match: Option<i64>,
 ) -> Result<(), v1::ReportRefusal> {
-    let request = v1::DeleteReportRequest { key: key.into(), if_match };
-    match client.delete_report(request).await.unwrap().into_inner().result.unwrap() {
-        v1::delete_report_response::Result::Deleted(_) => Ok(()),
-        v1::delete_report_response::Result::Refusal(refusal) => Err(refusal.try_into().unwrap()),
-    }
+    let request = v1::ReportDelete { key: key.into(), if_match };
+    write_result(client, v1::report_write::Write::Delete(request)).await.map(drop)
 }
 
 #[tokio::test]
@@ -379,8 +390,8 @@ async fn reports_are_written_and_deleted_over_the_socket_by_their_versions() {
         (put_request("a", None), Ok(3)),
         (put_request("", None), Err(Invalid)),
         (put_request("a\nb", None), Err(Invalid)),
-        (v1::PutReportRequest { payload: "{".into(), ..put_request("a", None) }, Err(Invalid)),
-        (v1::PutReportRequest { content_type: String::new(), ..put_request("a", None) }, Err(Invalid)),
+        (v1::ReportPut { payload: "{".into(), ..put_request("a", None) }, Err(Invalid)),
+        (v1::ReportPut { content_type: String::new(), ..put_request("a", None) }, Err(Invalid)),
     ] {
         assert_eq!(put_result(&mut client, request.clone()).await, result, "{request:?}");
     }

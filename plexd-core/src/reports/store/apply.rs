@@ -5,8 +5,10 @@ use std::io;
 use redb::{ReadableTable, ReadableTableMetadata, Table, WriteTransaction};
 
 use super::index::{Index, Step};
-use super::{CONFLICTED, ENTRIES, FLOOR, META, OUTBOX, REVISION, Row, TOMBSTONES, Write, Written, size};
-use crate::reports::{Deleted, Entry, MAX_ENTRIES, MAX_TOTAL_BYTES, MAX_UNSENT, Put, Refusal, is_valid};
+use super::{CONFLICTED, ENTRIES, FLOOR, META, OUTBOX, REVISION, Row, TOMBSTONES, size};
+use crate::reports::{
+    Deleted, Entry, MAX_ENTRIES, MAX_TOTAL_BYTES, MAX_UNSENT, Put, Refusal, Write, Written, is_valid,
+};
 use crate::storage::database_error;
 
 /// Tombstones kept one by one; past this they fold into the floor.

@@ -1,7 +1,7 @@
 //! The rules of versions, tombstones and the outbox.
 
 use super::*;
-use crate::reports::{MAX_ENTRIES, MAX_TOTAL_BYTES, MAX_UNSENT};
+use crate::reports::{MAX_ENTRIES, MAX_TOTAL_BYTES, MAX_UNSENT, Put};
 
 fn store() -> (tempfile::TempDir, Store) {
     let folder = tempfile::tempdir().unwrap();

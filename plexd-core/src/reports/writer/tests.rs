@@ -1,7 +1,7 @@
 //! The writer as its callers see it: what is told to those who watch, disks that fail, and what may wait.
 
 use super::*;
-use crate::reports::Change;
+use crate::reports::{Change, Put};
 use crate::storage::faults;
 use crate::types::SystemClock;
 
@@ -36,7 +36,8 @@ async fn a_subscriber_sees_what_is_there_and_every_change_after() {
     assert_eq!(*reports.counts().borrow(), Counts { entries: 1, pending: 2, conflicted: 0 });
     shutdown.cancel();
     task.await.unwrap().unwrap();
-    assert_eq!(reports.put(put("c", None)).await, Err(Refusal::Stopping));
+    assert_eq!(reports.submit(vec![Write::Put(put("c", None))]).await.unwrap_err(), Stopped);
+    reports.stopped().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
