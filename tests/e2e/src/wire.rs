@@ -133,7 +133,7 @@ impl Wire {
             let head = self.until(b"\r\n\r\n")?;
             let head = String::from_utf8_lossy(&head).into_owned();
             let broken = || io::Error::other(format!("no HTTP: {head}"));
-            let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
+            let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse::<u16>().ok());
             if (100..200).contains(&status.ok_or_else(broken)?) {
                 continue;
             }
