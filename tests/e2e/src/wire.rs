@@ -113,10 +113,9 @@ impl Wire {
             head.push_str(header);
             head.push_str("\r\n");
         }
-        if let Some(body) = body {
-            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        }
-        self.send(&[head.as_bytes(), b"\r\n", body.unwrap_or_default().as_bytes()].concat())?;
+        let length = body.map(|body| format!("Content-Length: {}\r\n", body.len())).unwrap_or_default();
+        let body = body.unwrap_or_default();
+        self.send(&[head.as_bytes(), length.as_bytes(), b"\r\n", body.as_bytes()].concat())?;
         self.answer_to(if method == "HEAD" { To::Head } else { To::Other })
     }
 

@@ -55,10 +55,9 @@ impl Shared {
         self.answering.fetch_add(1, Ordering::Relaxed);
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let certain = self.refused.load(Ordering::Relaxed).min(self.heads.load(Ordering::Relaxed));
-        let refusal = (number >= certain).then(|| match self.too_large.load(Ordering::Relaxed) {
-            true => ApiError::HeadTooLarge,
-            false => ApiError::ConflictingLengths,
-        });
+        let is_too_large = self.too_large.load(Ordering::Relaxed);
+        let error = if is_too_large { ApiError::HeadTooLarge } else { ApiError::ConflictingLengths };
+        let refusal = (number >= certain).then_some(error);
         (Answering(Arc::clone(self)), refusal)
     }
 }
