@@ -431,7 +431,7 @@ mod tests {
     async fn a_request_that_was_not_seen_to_begin_is_refused() {
         let (mut client, mut link, shared) = link(1000);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-        link.read(&mut [0; 100]).await.unwrap();
+        assert_eq!(link.read(&mut [0; 100]).await.unwrap(), 18);
         assert_eq!(shared.begin().1, None);
         assert_eq!(
             shared.begin().1,
