@@ -113,10 +113,9 @@ impl Wire {
             head.push_str(header);
             head.push_str("\r\n");
         }
-        if let Some(body) = body {
-            head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-        }
-        self.send(&[head.as_bytes(), b"\r\n", body.unwrap_or_default().as_bytes()].concat())?;
+        let length = body.map(|body| format!("Content-Length: {}\r\n", body.len())).unwrap_or_default();
+        let body = body.unwrap_or_default();
+        self.send(&[head.as_bytes(), length.as_bytes(), b"\r\n", body.as_bytes()].concat())?;
         self.answer_to(if method == "HEAD" { To::Head } else { To::Other })
     }
 
@@ -133,7 +132,7 @@ impl Wire {
             let head = self.until(b"\r\n\r\n")?;
             let head = String::from_utf8_lossy(&head).into_owned();
             let broken = || io::Error::other(format!("no HTTP: {head}"));
-            let status = head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
+            let status = head.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)?.parse::<u16>().ok());
             if (100..200).contains(&status.ok_or_else(broken)?) {
                 continue;
             }

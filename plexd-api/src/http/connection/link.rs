@@ -55,10 +55,9 @@ impl Shared {
         self.answering.fetch_add(1, Ordering::Relaxed);
         let number = self.begun.fetch_add(1, Ordering::Relaxed);
         let certain = self.refused.load(Ordering::Relaxed).min(self.heads.load(Ordering::Relaxed));
-        let refusal = (number >= certain).then(|| match self.too_large.load(Ordering::Relaxed) {
-            true => ApiError::HeadTooLarge,
-            false => ApiError::ConflictingLengths,
-        });
+        let is_too_large = self.too_large.load(Ordering::Relaxed);
+        let error = if is_too_large { ApiError::HeadTooLarge } else { ApiError::ConflictingLengths };
+        let refusal = (number >= certain).then_some(error);
         (Answering(Arc::clone(self)), refusal)
     }
 }
@@ -432,7 +431,7 @@ mod tests {
     async fn a_request_that_was_not_seen_to_begin_is_refused() {
         let (mut client, mut link, shared) = link(1000);
         client.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-        link.read(&mut [0; 100]).await.unwrap();
+        assert_eq!(link.read(&mut [0; 100]).await.unwrap(), 18);
         assert_eq!(shared.begin().1, None);
         assert_eq!(
             shared.begin().1,

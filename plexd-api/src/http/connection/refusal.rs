@@ -16,7 +16,9 @@ pub(in crate::http) fn find(bytes: &[u8]) -> Option<(usize, Bytes)> {
         return None;
     }
     let tail = bytes.len().saturating_sub(LONGEST);
-    let at = tail + bytes[tail..].windows(10).rposition(|window| window == b"HTTP/1.1 4")?;
+    // In the version that the client spoke before.
+    let is_start = |window: &[u8]| window.starts_with(b"HTTP/1.") && window.ends_with(b" 4");
+    let at = tail + bytes[tail..].windows(10).rposition(is_start)?;
     let head = std::str::from_utf8(&bytes[at..]).ok()?;
     if !head.lines().any(|line| line.eq_ignore_ascii_case("content-length: 0")) {
         return None;
@@ -51,6 +53,12 @@ mod tests {
                 "{answer:?}"
             );
         }
+    }
+
+    #[test]
+    fn it_is_found_also_after_a_request_in_version_1_0() {
+        let own = OWN.replace("HTTP/1.1", "HTTP/1.0").replace("connection: close\r\n", "");
+        assert!(find(own.as_bytes()).is_some_and(|(at, _)| at == 0));
     }
 
     #[test]

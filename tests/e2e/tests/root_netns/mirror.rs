@@ -86,7 +86,9 @@ impl Reader {
     fn see_reports(&mut self, list: &Value) {
         let list = list.as_array().expect("a list");
         assert!(list.is_sorted_by_key(|entry| entry["key"].as_str()), "{list:?}");
-        list.iter().for_each(|entry| self.see("report", entry));
+        for entry in list {
+            self.see("report", entry);
+        }
     }
 
     fn look(&mut self, dice: &mut Dice) {
@@ -206,10 +208,10 @@ impl Told {
     }
 }
 
-/// Hears what the watch says until it is over and `expected` is what was told; the stream never ends meanwhile.
+/// Hears what the watch says until it is over and nothing more comes; the stream never ends meanwhile.
 fn watch(mut wire: Wire, over: &Over) -> Told {
     let mut told = Told::default();
-    wire.set_patience(Duration::from_millis(100)).expect("a timeout");
+    wire.set_patience(Duration::from_millis(500)).expect("a timeout");
     loop {
         match wire.until(b"\n\n") {
             Ok(event) => told.event(&String::from_utf8(event).expect("text")),
@@ -255,8 +257,8 @@ fn nothing_goes_back(rounds: u64) {
     let mut watching = connect(&single);
     // In version 1.0 the events come as they are.
     watching.send(b"GET /v1/state/watch HTTP/1.0\r\n\r\n").expect("it listens");
-    let head = watching.until(b"\r\n\r\n").expect("an answer");
-    assert!(head.starts_with(b"HTTP/1.0 200") || head.starts_with(b"HTTP/1.1 200"));
+    let begun = watching.until(b"\r\n\r\n").expect("an answer");
+    assert!(begun.starts_with(b"HTTP/1.0 200") || begun.starts_with(b"HTTP/1.1 200"));
     let watcher = Background::start(move |over| watch(watching, over));
 
     let sights = Arc::<Sights>::default();

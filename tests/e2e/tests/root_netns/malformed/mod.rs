@@ -39,7 +39,7 @@ impl Listener {
 
     /// Returns the bytes of a row with those lines.
     fn bytes(self, row: &Row) -> Vec<u8> {
-        row.bytes(&self.headers().iter().map(|line| format!("{line}\r\n")).collect::<String>())
+        row.bytes(&[self.headers(), &[""]].concat().join("\r\n"))
     }
 }
 
@@ -146,6 +146,9 @@ fn long_what_is_no_right_request_is_refused_however_it_is_cut() {
     assert_unharmed(&mut single.a.node, pid);
 }
 
+/// Method, path, headers, body; status and error.
+type GuideRow<'a> = (&'a str, &'a str, &'a [&'a str], Option<&'a str>, u16, &'a str);
+
 /// The rows of the guide's table that a request brings about, over both listeners. 403 is told by the socket's mode
 /// (`access`), and a secret's value over either by its group.
 #[test]
@@ -153,7 +156,7 @@ fn every_row_of_the_guides_table_over_both_listeners() {
     let mut single = Single::new(TCP).with_the_guides_state();
     let report = "/v1/state/report/health";
     let body = r#"{"content_type":"t","payload":1}"#;
-    let rows: [(&str, &str, &[&str], Option<&str>, u16, &str); 10] = [
+    let rows: [GuideRow<'_>; 10] = [
         ("PUT", report, &[], Some("{"), 400, "invalid JSON body"),
         ("PUT", report, &[], Some(r#"{"payload":1}"#), 400, "content_type is required"),
         ("PUT", report, &[], Some(r#"{"content_type":"t"}"#), 400, "payload must be valid JSON"),

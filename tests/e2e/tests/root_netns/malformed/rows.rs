@@ -282,6 +282,12 @@ fn heads() -> Vec<Row> {
             Then::Closed,
         ),
         Row::new(
+            "garbage after a good request in HTTP/1.0",
+            head("GET /v1/state HTTP/1.0", "Connection: keep-alive\r\n") + "garbage\r\n\r\n",
+            &[(200, ""), (400, "bad request")],
+            Then::Closed,
+        ),
+        Row::new(
             "garbage after ten good requests",
             get("/v1/state").repeat(10) + "\u{7f}\u{80}\r\n\r\n",
             &[[(200, ""); 10].as_slice(), bad].concat(),

@@ -46,7 +46,7 @@ fn floods_of_heads_cost_a_buffer_for_each_connection_and_disturb_nobody() {
     for flood in &large {
         at_once(&single.a.node, |number, mut wire| {
             // Some after a request that is right.
-            if number % 2 == 0 {
+            if number.is_multiple_of(2) {
                 let answer = wire.ask("GET", "/healthz", &[], None).expect("an answer");
                 answer.expect_status(200);
             }
@@ -77,7 +77,7 @@ fn largest(number: usize) -> Vec<u8> {
     let fill = "x".repeat(LARGEST - frame.len());
     let body = frame.replace(r#""""#, &format!(r#""{fill}""#));
     let line = format!("PUT /v1/state/report/flood-{} HTTP/1.1\r\nHost: x\r\n", number % KEYS);
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         return format!("{line}Content-Length: {}\r\n\r\n{body}", body.len()).into_bytes();
     }
     let mut bytes = format!("{line}Transfer-Encoding: chunked\r\n\r\n").into_bytes();

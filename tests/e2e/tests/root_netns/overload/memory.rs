@@ -5,9 +5,9 @@ use plexd_e2e::{Daemon, Memory};
 /// A MiB in KiB.
 pub(super) const MIB: u64 = 1024;
 
-/// What a connection costs, in KiB, that has answered requests and is silent: the buffers of both directions, of 8 KiB
-/// each, its state, and what the allocator makes of it.
-pub(super) const IDLE_CONNECTION: u64 = 24;
+/// What a connection costs, in KiB, that has had answers and is silent: a buffer of 8 KiB, as small as there are, and its
+/// state.
+pub(super) const IDLE_CONNECTION: u64 = 16;
 
 /// What a connection costs at most, in KiB: a head of 32 KiB, with the room that a buffer grows to when it is nearly
 /// full, its state.
@@ -18,7 +18,7 @@ pub(super) const FULL_CONNECTION: u64 = 80;
 pub(super) const BODIES_OF_ONE_USER: u64 = 3 * 8 * MIB;
 
 /// What the allocator does not give back.
-pub(super) const SLACK: u64 = 16 * MIB;
+pub(super) const SLACK: u64 = 8 * MIB;
 
 /// What a process took before.
 #[derive(Debug)]

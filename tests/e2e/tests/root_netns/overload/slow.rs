@@ -114,7 +114,7 @@ fn long_connections_that_say_nothing_are_closed_after_75_seconds() {
     let mut wires = Vec::new();
     for number in 0..CLIENTS {
         let mut wire = single.a.node.connect_unix().expect("plexd-api listens");
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             wire.ask("GET", "/healthz", &[], None).expect("an answer").expect_status(200);
         }
         wire.set_patience(Duration::from_secs(75) + LATE).expect("a timeout");
@@ -123,7 +123,8 @@ fn long_connections_that_say_nothing_are_closed_after_75_seconds() {
     let begun = Instant::now();
     for wire in wires {
         assert_eq!(wire.rest().expect("the end"), b"");
-        assert!(begun.elapsed() >= Duration::from_secs(75) - EARLY - LATE / 4, "{:?}", begun.elapsed());
+        // Some were connected before the clock was looked at.
+        assert!(begun.elapsed() + LATE / 4 >= Duration::from_secs(75), "{:?}", begun.elapsed());
     }
     bystander.finish();
 }
@@ -147,13 +148,15 @@ fn long_readers_that_take_a_byte_a_second_are_closed() {
     let readers = Background::start(move |over| {
         while !over.after(BEAT) {
             // At the end there is nothing more to take.
-            wires.iter_mut().for_each(|wire| drop(wire.take(1)));
+            for wire in &mut wires {
+                let _ = wire.take(1);
+            }
         }
     });
-    wait_until(Duration::from_secs(60) + LATE, "the end of those who take too little", || {
+    wait_until(Duration::from_mins(1) + LATE, "the end of those who take too little", || {
         open_files(pid) <= before
     });
-    assert!(begun.elapsed() >= Duration::from_secs(30) - EARLY - LATE / 4, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() + LATE / 4 >= Duration::from_secs(30), "{:?}", begun.elapsed());
     readers.finish();
     bystander.finish();
 }

@@ -43,15 +43,15 @@ fn version_of(list: &Value) -> u64 {
 
 /// Reads until it is over, and returns how many different states were seen.
 fn read(mut wire: Wire, over: &Over) -> usize {
-    let (mut last, mut seen) = (0, 0);
+    let (mut newest, mut seen) = (0, 0);
     while !over.now() {
         for path in ["/v1/state", "/v1/state/data"] {
             let answer = wire.ask("GET", path, &[], None).expect("an answer").with_status(200).json();
             let list = if path == "/v1/state" { &answer["data_keys"] } else { &answer };
             let version = version_of(list);
-            assert!(version >= last, "{version} after {last}");
-            seen += usize::from(version > last);
-            last = version;
+            assert!(version >= newest, "{version} after {newest}");
+            seen += usize::from(version > newest);
+            newest = version;
             // Entries are of that state, or of one that came meanwhile.
             let path = format!("/v1/state/data/e-{:05}", version * 17 % ENTRIES as u64);
             let entry = wire.ask("GET", &path, &[], None).expect("an answer").with_status(200).json();
