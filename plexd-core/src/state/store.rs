@@ -102,15 +102,14 @@ impl StateStore {
     pub fn commit(&mut self, old: &Desired, new: &Desired, mark: Option<&EventMark>) -> io::Result<()> {
         self.to_read = None;
         let found;
-        let (database, old) = match self.database.take() {
-            Some(database) => (database, old),
-            None => {
-                let database = storage::open_database(&self.path).map_err(io::Error::other)?;
-                // A write that failed may be on disk all the same, or a part of what was there may be gone.
-                create_tables(&database)?;
-                found = load(&database)?.desired;
-                (database, &found)
-            }
+        let (database, old) = if let Some(database) = self.database.take() {
+            (database, old)
+        } else {
+            let database = storage::open_database(&self.path).map_err(io::Error::other)?;
+            // A write that failed may be on disk all the same, or a part of what was there may be gone.
+            create_tables(&database)?;
+            found = load(&database)?.desired;
+            (database, &found)
         };
         let transaction = database.begin_write().map_err(storage::database_error)?;
         write_changes(&transaction, old, new)?;
