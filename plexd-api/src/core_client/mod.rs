@@ -93,8 +93,8 @@ impl Core {
     /// in `mirror` at once.
     pub fn new(socket: &Path, mirror: Arc<Mirror>) -> (Self, Carrier) {
         let client = NodeStateClient::new(transport::connect(socket)).max_decoding_message_size(MAX_MESSAGE);
-        let (writer, writes) = Writer::new(client.clone(), mirror);
-        (Self { client, writes, denials: Arc::default() }, Carrier { writer })
+        let (writer, queue) = Writer::new(client.clone(), mirror);
+        (Self { client, writes: queue, denials: Arc::default() }, Carrier { writer })
     }
 
     /// Fetches a secret for `caller`.
