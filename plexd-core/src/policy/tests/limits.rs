@@ -100,8 +100,8 @@ fn pairs_of_different_families_are_not_counted() {
 }
 
 #[test]
-#[ignore = "a minute where nothing is optimised; make test-long"]
-fn long_sets_that_nobody_writes_are_compiled_or_refused_in_seconds() {
+#[ignore = "minutes where nothing is optimised; make test-long"]
+fn long_sets_that_nobody_writes_do_not_hold_core_up() {
     let services = [" tcp 80", " tcp 0", ""];
     let sets = [
         nested(82, &services, |_| "allow"),
@@ -118,8 +118,9 @@ fn long_sets_that_nobody_writes_are_compiled_or_refused_in_seconds() {
             {
                 println!("{took:?}: {size:?}");
             }
-            // A tenth of it where it is optimised.
-            assert!(took < Duration::from_mins(1), "{took:?}");
+            // Half a minute alone on a machine, and a tenth of it optimised: no figure to hold, but what once took an hour
+            // does not come back.
+            assert!(took < Duration::from_mins(10), "{took:?}");
         }
     }
 }
