@@ -18,6 +18,9 @@ type Stream = puppet::Stream<WriteReportsRequest, WriteReportsResponse>;
 /// Where core puts its answers.
 type Answers = mpsc::UnboundedSender<Result<WriteReportsResponse, Status>>;
 
+/// How a stream ends.
+type End = fn(&Answers);
+
 /// The sidecar's side, and the streams as core gets them.
 struct Rig {
     core: Core,
@@ -184,7 +187,7 @@ async fn a_client_that_leaves_takes_no_other_with_it_and_what_is_not_sent_yet_ne
 #[tokio::test]
 async fn a_stream_that_breaks_fails_what_is_under_way_and_the_next_write_asks_for_another() {
     let mut rig = Rig::start().await;
-    let ends: [(fn(&Answers), &str); 4] = [
+    let ends: [(End, &str); 4] = [
         (|answers| answers.send(Err(Status::unavailable("stopping"))).unwrap(), "Unavailable"),
         (|answers| answers.send(Err(Status::invalid_argument("no"))).unwrap(), "InvalidArgument"),
         (|answers| answers.send(Ok(WriteReportsResponse { outcomes: Vec::new() })).unwrap(), "Internal"),
