@@ -10,6 +10,12 @@ pub mod node {
     /// Most bytes of keys, content types and payloads in one message of `WriteReports`, unless it is a single write.
     pub const MAX_WRITES_BYTES: usize = 1024 * 1024;
 
+    /// Most reads in one message of `ReadSecrets`.
+    pub const MAX_READS: usize = 256;
+
+    /// Most reads of one stream of `ReadSecrets` that are not answered yet.
+    pub const MAX_READS_UNDER_WAY: usize = 1024;
+
     #[expect(
         missing_docs,
         clippy::pedantic,

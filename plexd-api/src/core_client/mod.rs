@@ -5,6 +5,9 @@
 mod backoff;
 mod denials;
 mod follow;
+#[cfg(test)]
+mod puppet;
+mod secrets;
 mod writes;
 
 use std::convert::Infallible;
@@ -14,11 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use plexd_proto::node::v1::get_secret_request::Caller;
 use plexd_proto::node::v1::node_state_client::NodeStateClient;
+use plexd_proto::node::v1::secret_read::Caller;
 use plexd_proto::node::v1::{
-    CountReportsRequest, CountReportsResponse, GetSecretRequest, LocalCaller, ReportRefusal, Secret,
-    SecretRefusal, get_secret_response,
+    CountReportsRequest, CountReportsResponse, LocalCaller, ReportRefusal, Secret, SecretRefusal,
 };
 use plexd_proto::transport;
 use tokio::sync::mpsc;
@@ -29,6 +31,7 @@ use tonic::{Response, Status};
 pub use follow::follow;
 
 use denials::Denials;
+use secrets::{Reader, Reads};
 use writes::{Write, Writer};
 
 use crate::mirror::{Entry, Mirror};
@@ -46,13 +49,15 @@ const MAX_MESSAGE: usize = 72 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Core {
     client: NodeStateClient<Channel>,
+    reads: Reads,
     writes: mpsc::Sender<writes::Waiting>,
     denials: Arc<Denials>,
 }
 
-/// What carries writes to plexd-core and brings the answers. Without it there is no core.
+/// What carries writes and reads of secrets to plexd-core and brings the answers. Without it there is no core.
 #[derive(Debug)]
 pub struct Carrier {
+    reader: Reader,
     writer: Writer,
 }
 
@@ -60,12 +65,13 @@ impl Carrier {
     /// Carries until `ended`, when nobody waits for an answer any more.
     pub async fn run(mut self, ended: CancellationToken) {
         // Safe to cancel: nobody waits.
-        ended.run_until_cancelled(self.writer.run()).await;
+        let both = async { tokio::join!(self.reader.run(), self.writer.run()) };
+        ended.run_until_cancelled(both).await;
     }
 }
 
 /// Why a call brought nothing.
-#[derive(Debug, Clone, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 pub enum CallError<R: std::fmt::Debug> {
     /// Core does not answer, or not in time, or not what the protocol says.
     #[error("plexd-core is not available: {0}")]
@@ -93,19 +99,17 @@ impl Core {
     /// in `mirror` at once.
     pub fn new(socket: &Path, mirror: Arc<Mirror>) -> (Self, Carrier) {
         let client = NodeStateClient::new(transport::connect(socket)).max_decoding_message_size(MAX_MESSAGE);
-        let (writer, writes) = Writer::new(client.clone(), mirror);
-        (Self { client, writes, denials: Arc::default() }, Carrier { writer })
+        let (writer, queue) = Writer::new(client.clone(), mirror);
+        let (reader, reads) = Reader::new(client.clone());
+        (Self { client, reads, writes: queue, denials: Arc::default() }, Carrier { reader, writer })
     }
 
     /// Fetches a secret for `caller`.
     pub async fn secret(&self, key: String, caller: Caller) -> Result<Secret, CallError<SecretRefusal>> {
-        let mut client = self.client.clone();
-        let request = GetSecretRequest { key, caller: Some(caller) };
-        match within(SECRET_DEADLINE, client.get_secret(request)).await?.result {
-            Some(get_secret_response::Result::Secret(secret)) => Ok(secret),
-            Some(get_secret_response::Result::Refusal(refusal)) => Err(refused(refusal)),
-            None => Err(CallError::empty()),
-        }
+        tokio::time::timeout(SECRET_DEADLINE, self.reads.read(key, caller)).await.unwrap_or_else(|_| {
+            tracing::debug!(seconds = SECRET_DEADLINE.as_secs(), "secret not answered in time");
+            Err(CallError::late())
+        })
     }
 
     /// Notes that a read of the secret `key` was refused, of a process on the Unix socket or else of a TCP client; core is
@@ -134,7 +138,7 @@ impl Core {
         };
         tokio::time::timeout(REPORT_DEADLINE, answered).await.unwrap_or_else(|_| {
             tracing::debug!(seconds = REPORT_DEADLINE.as_secs(), "write not answered in time");
-            Err(CallError::Unavailable("no answer in time".into()))
+            Err(CallError::late())
         })
     }
 
@@ -147,6 +151,10 @@ impl Core {
 impl<R: std::fmt::Debug> CallError<R> {
     fn empty() -> Self {
         Self::Unavailable("it answered nothing".into())
+    }
+
+    fn late() -> Self {
+        Self::Unavailable("no answer in time".into())
     }
 }
 
@@ -162,7 +170,7 @@ async fn within<T, R: std::fmt::Debug>(
         }
         Err(_) => {
             tracing::debug!(seconds = deadline.as_secs(), "call to core not answered in time");
-            Err(CallError::Unavailable("no answer in time".into()))
+            Err(CallError::late())
         }
     }
 }

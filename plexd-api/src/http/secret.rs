@@ -5,10 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use http::{HeaderValue, Method, StatusCode};
-use plexd_proto::node::v1::get_secret_request::Caller as WireCaller;
+use plexd_proto::node::v1::secret_read::Caller as WireCaller;
 use plexd_proto::node::v1::{LocalCaller, Secret, TcpCaller};
 use plexd_proto::transport::PeerCredentials;
-use zeroize::{Zeroize, Zeroizing};
+use zeroize::Zeroizing;
 
 use super::conditional::client_has;
 use super::error::ApiError;
@@ -63,26 +63,18 @@ fn local(peer: &PeerCredentials) -> LocalCaller {
 /// Renders a secret into memory that is wiped when the last of the response is gone.
 fn render(secret: Secret) -> Result<(Bytes, HeaderValue), ApiError> {
     let Secret { key, value, version } = secret;
-    let rendered = match std::str::from_utf8(&value) {
-        Ok(text) => {
-            // Every byte may become `\u00XX`: no reallocation leaves a copy behind.
-            let mut out = Zeroizing::new(Vec::with_capacity(6 * (key.len() + text.len()) + 64));
-            out.extend_from_slice(b"{\"key\":");
-            json(&mut out, &key);
-            out.extend_from_slice(b",\"value\":");
-            json(&mut out, text);
-            out.extend_from_slice(b",\"version\":");
-            json(&mut out, &version);
-            out.push(b'}');
-            Ok((Bytes::from_owner(out), crate::mirror::version_tag(version)))
-        }
-        Err(_) => Err(ApiError::DecryptionFailed),
-    };
-    // The message it was decoded from, where nobody else holds on to it.
-    if let Ok(mut received) = value.try_into_mut() {
-        received.as_mut().zeroize();
-    }
-    rendered
+    let text = std::str::from_utf8(&value).map_err(|_| ApiError::DecryptionFailed)?;
+    // Every byte may become `\u00XX`: no reallocation leaves a copy behind. The value as it was received is a part of gRPC's
+    // buffer, which the next messages are read into.
+    let mut out = Zeroizing::new(Vec::with_capacity(6 * (key.len() + text.len()) + 64));
+    out.extend_from_slice(b"{\"key\":");
+    json(&mut out, &key);
+    out.extend_from_slice(b",\"value\":");
+    json(&mut out, text);
+    out.extend_from_slice(b",\"version\":");
+    json(&mut out, &version);
+    out.push(b'}');
+    Ok((Bytes::from_owner(out), crate::mirror::version_tag(version)))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Who gets in: groups on the Unix socket, the token on TCP, and how many at once.
 
 use plexd_api::http::Limits;
-use plexd_proto::node::v1::get_secret_request::Caller;
+use plexd_proto::node::v1::secret_read::Caller;
 use plexd_proto::node::v1::{DeniedRead, SecretRefusal};
 
 use crate::node::{Node, SECRETS_GID, SOCKET_GID, Setup, TOKEN, registered};

@@ -8,13 +8,14 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::{Stream, StreamExt};
 use plexd_proto::node::v1::change::Change as Wire;
-use plexd_proto::node::v1::get_secret_response::Result as SecretResult;
 use plexd_proto::node::v1::node_state_server::{NodeState, NodeStateServer};
+use plexd_proto::node::v1::secret_answer::Result as SecretResult;
 use plexd_proto::node::v1::{
-    Change, CountReportsRequest, CountReportsResponse, DeniedRead, GetSecretRequest, GetSecretResponse,
-    NoteDenialsRequest, NoteDenialsResponse, ReportDelete, ReportDeleted, ReportEntry, ReportOutcome,
-    ReportPut, ReportRefusal, ReportWrite, ReportWritten, Secret, SecretRefusal, WatchRequest, WatchResponse,
-    WriteReportsRequest, WriteReportsResponse, report_outcome, report_write,
+    Change, CountReportsRequest, CountReportsResponse, DeniedRead, NoteDenialsRequest, NoteDenialsResponse,
+    ReadSecretsRequest, ReadSecretsResponse, ReportDelete, ReportDeleted, ReportEntry, ReportOutcome,
+    ReportPut, ReportRefusal, ReportWrite, ReportWritten, Secret, SecretAnswer as WireSecretAnswer,
+    SecretRead, SecretRefusal, WatchRequest, WatchResponse, WriteReportsRequest, WriteReportsResponse,
+    report_outcome, report_write,
 };
 use plexd_proto::transport::{self, Incoming, SocketOwner};
 use tokio::sync::mpsc;
@@ -38,7 +39,7 @@ pub(crate) struct Store {
     /// Whether the stream is silent about writes.
     pub(crate) lagging: bool,
     /// What requests for secrets said of their callers.
-    pub(crate) callers: Vec<GetSecretRequest>,
+    pub(crate) callers: Vec<SecretRead>,
     /// Reads of secrets that were refused without asking.
     pub(crate) denied: Vec<DeniedRead>,
     versions: BTreeMap<String, i64>,
@@ -142,6 +143,19 @@ impl Store {
         Ok(gone)
     }
 
+    fn read(&mut self, read: SecretRead) -> WireSecretAnswer {
+        let answer = self.secrets.get(&read.key).copied().unwrap_or(Err(SecretRefusal::NotFound));
+        let result = match answer {
+            Ok((value, version)) => {
+                SecretResult::Secret(Secret { key: read.key.clone(), value: value.into(), version })
+            }
+            Err(refusal) => SecretResult::Refusal(refusal.into()),
+        };
+        let id = read.id;
+        self.callers.push(read);
+        WireSecretAnswer { id, result: Some(result) }
+    }
+
     fn write(&mut self, write: ReportWrite) -> ReportOutcome {
         let outcome = match write.write.unwrap() {
             report_write::Write::Put(put) => self.put(put).map(|entry| {
@@ -164,6 +178,7 @@ impl Store {
 #[tonic::async_trait]
 impl NodeState for FakeCore {
     type WatchStream = UnboundedReceiverStream<Result<WatchResponse, Status>>;
+    type ReadSecretsStream = Pin<Box<dyn Stream<Item = Result<ReadSecretsResponse, Status>> + Send>>;
     type WriteReportsStream = Pin<Box<dyn Stream<Item = Result<WriteReportsResponse, Status>> + Send>>;
 
     async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -179,21 +194,17 @@ impl NodeState for FakeCore {
         Ok(Response::new(UnboundedReceiverStream::new(receiver)))
     }
 
-    async fn get_secret(
+    async fn read_secrets(
         &self,
-        request: Request<GetSecretRequest>,
-    ) -> Result<Response<GetSecretResponse>, Status> {
-        let request = request.into_inner();
-        let mut store = self.store();
-        let answer = store.secrets.get(&request.key).copied().unwrap_or(Err(SecretRefusal::NotFound));
-        let result = match answer {
-            Ok((value, version)) => {
-                SecretResult::Secret(Secret { key: request.key.clone(), value: value.into(), version })
-            }
-            Err(refusal) => SecretResult::Refusal(refusal.into()),
-        };
-        store.callers.push(request);
-        Ok(Response::new(GetSecretResponse { result: Some(result) }))
+        request: Request<Streaming<ReadSecretsRequest>>,
+    ) -> Result<Response<Self::ReadSecretsStream>, Status> {
+        let core = self.clone();
+        let answers = request.into_inner().map(move |message| {
+            let mut store = core.store();
+            let answers = message?.reads.into_iter().map(|read| store.read(read)).collect();
+            Ok(ReadSecretsResponse { answers })
+        });
+        Ok(Response::new(answers.take_until(self.stop.clone().cancelled_owned()).boxed()))
     }
 
     async fn note_denials(

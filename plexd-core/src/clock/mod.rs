@@ -135,6 +135,7 @@ impl NodeClock {
         // Where both agree there is nothing to be led astray by. The certificate is asked each time, or small steps would add up.
         let is_believed = time >= self.state().built && (agrees || allows(time));
         let mut state = self.state();
+        let before = state.gist();
         if is_believed {
             let reading = |time| Reading { time, at: uptime };
             state.anchor = Some(reading(time));
@@ -149,8 +150,11 @@ impl NodeClock {
         } else {
             state.disbelieved = Some(date);
         }
+        let is_news = state.gist() != before;
         drop(state);
-        self.answered.notify_one();
+        if is_news {
+            self.answered.notify_one();
+        }
     }
 
     /// Gives up the time by the last answer: by it the control plane's certificate is not valid. The machine may have been
@@ -159,7 +163,7 @@ impl NodeClock {
         self.state().anchor = None;
     }
 
-    /// Waits for the next answer.
+    /// Waits for an answer by which there is something else to say.
     pub async fn changed(&self) {
         self.answered.notified().await;
     }
@@ -191,6 +195,12 @@ impl NodeClock {
 }
 
 impl State {
+    /// Returns what there is to say, but for what only goes on with the time.
+    fn gist(&self) -> impl PartialEq + use<> {
+        let Self { built, known, told, anchor, skew, disbelieved } = self;
+        (known.time != *built, told.is_some(), anchor.is_some(), *skew, *disbelieved)
+    }
+
     fn now(&self, wall: Timestamp, uptime: Duration) -> Timestamp {
         if let Some(anchor) = self.anchor {
             return anchor.after(uptime);

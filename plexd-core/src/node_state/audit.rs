@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use plexd_proto::node::v1::get_secret_request::Caller;
-use plexd_proto::node::v1::{DeniedRead, GetSecretRequest, LocalCaller, SecretRefusal};
+use plexd_proto::node::v1::secret_read::Caller;
+use plexd_proto::node::v1::{DeniedRead, LocalCaller, SecretRead, SecretRefusal};
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::Notify;
@@ -140,7 +140,7 @@ impl Auditor {
     }
 
     /// Notes that a read begins.
-    pub(super) fn begin(&self, request: &GetSecretRequest) -> Read<'_> {
+    pub(super) fn begin(&self, request: &SecretRead) -> Read<'_> {
         let subject = match &request.caller {
             Some(Caller::Local(caller)) => Subject::of(caller),
             Some(Caller::Tcp(_)) => Subject::TCP,
@@ -299,4 +299,4 @@ fn json(value: &impl Serialize) -> Box<RawValue> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

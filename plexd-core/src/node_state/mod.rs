@@ -1,9 +1,10 @@
-//! What core serves to the sidecar on core.sock: the state as a stream ([`watch`]), secrets on demand ([`secrets`]), each
+//! What core serves to the sidecar on core.sock: the state as a stream ([`watch`]), secrets on demand ([`reads`], [`secrets`]), each
 //! read with its record ([`audit`]), and a place for reports ([`writes`]). Core parses nothing of what applications send but
 //! these fixed messages.
 
 mod audit;
 mod places;
+mod reads;
 mod secrets;
 mod service;
 mod token;

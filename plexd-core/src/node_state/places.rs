@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use plexd_proto::node::v1::get_secret_request::Caller;
+use plexd_proto::node::v1::secret_read::Caller;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// Places in all.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use plexd_proto::node::v1::{self, SecretRefusal, get_secret_request::Caller};
+use plexd_proto::node::v1::{self, SecretRefusal, secret_read::Caller};
 use tokio::sync::watch;
 
 use super::places::{Places, Requester};
@@ -59,7 +59,7 @@ impl SecretReader {
     }
 
     /// Reads a secret.
-    pub(super) async fn read(&self, request: v1::GetSecretRequest) -> Result<v1::Secret, SecretRefusal> {
+    pub(super) async fn read(&self, request: v1::SecretRead) -> Result<v1::Secret, SecretRefusal> {
         let caller = request.caller.ok_or(SecretRefusal::NotPermitted)?;
         self.rules.check(&caller, *self.token.borrow())?;
         if !(1..=MAX_KEY).contains(&request.key.len()) {

@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::audit::Auditor;
+use super::reads::Reading;
 use super::secrets::SecretReader;
 use super::watch::{Sources, stream};
 use super::writes::Writing;
@@ -35,7 +36,7 @@ pub enum Who {
 /// Who may call what.
 pub const RULES: &[Rule<Who>] = &[
     Rule { rpc: "/plexd.node.v1.NodeState/Watch", who: Who::Sidecar },
-    Rule { rpc: "/plexd.node.v1.NodeState/GetSecret", who: Who::Sidecar },
+    Rule { rpc: "/plexd.node.v1.NodeState/ReadSecrets", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/NoteDenials", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/WriteReports", who: Who::Sidecar },
     Rule { rpc: "/plexd.node.v1.NodeState/CountReports", who: Who::Sidecar },
@@ -66,6 +67,7 @@ pub struct NodeStateService {
     secrets: SecretReader,
     auditor: Auditor,
     watchers: Arc<Semaphore>,
+    readers: Arc<Semaphore>,
     writers: Arc<Semaphore>,
 }
 
@@ -84,6 +86,7 @@ impl NodeStateService {
             secrets,
             auditor,
             watchers: Arc::new(Semaphore::new(MAX_STREAMS)),
+            readers: Arc::new(Semaphore::new(MAX_STREAMS)),
             writers: Arc::new(Semaphore::new(MAX_STREAMS)),
         }
     }
@@ -106,25 +109,21 @@ fn in_place<T: Send + 'static>(
 #[tonic::async_trait]
 impl NodeState for NodeStateService {
     type WatchStream = Answers<v1::WatchResponse>;
+    type ReadSecretsStream = Answers<v1::ReadSecretsResponse>;
     type WriteReportsStream = Answers<v1::WriteReportsResponse>;
 
     async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         in_place(&self.watchers, stream(self.sources.clone()))
     }
 
-    async fn get_secret(
+    async fn read_secrets(
         &self,
-        request: Request<v1::GetSecretRequest>,
-    ) -> Result<Response<v1::GetSecretResponse>, Status> {
-        let request = request.into_inner();
-        let read = self.auditor.begin(&request);
-        let result = self.secrets.read(request).await;
-        read.ended(&result);
-        let result = match result {
-            Ok(secret) => v1::get_secret_response::Result::Secret(secret),
-            Err(refusal) => v1::get_secret_response::Result::Refusal(refusal.into()),
-        };
-        Ok(Response::new(v1::GetSecretResponse { result: Some(result) }))
+        request: Request<Streaming<v1::ReadSecretsRequest>>,
+    ) -> Result<Response<Self::ReadSecretsStream>, Status> {
+        let identity = self.sources.identity.clone();
+        let reading =
+            Reading::new(request.into_inner(), self.secrets.clone(), self.auditor.clone(), identity);
+        in_place(&self.readers, reading.answers())
     }
 
     async fn note_denials(

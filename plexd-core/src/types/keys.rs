@@ -5,6 +5,8 @@ use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::HeaderValue;
 use subtle::ConstantTimeEq;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
@@ -190,15 +192,28 @@ impl fmt::Debug for SigningPublicKey {
 pub struct NodeSecretKey {
     text: String,
     key: [u8; LENGTH],
+    /// Made once, as every request has it; its memory is wiped with the last copy.
+    #[zeroize(skip)]
+    bearer: HeaderValue,
 }
 
 impl NodeSecretKey {
     /// Parses the text as received at registration: standard base64 of 32 bytes.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        Ok(Self { key: *decode(text)?, text: text.to_owned() })
+        let key = *decode(text)?;
+        let bearer = Bytes::from_owner(Zeroizing::new(format!("Bearer {text}").into_bytes()));
+        // Base64 is always a header value.
+        let mut bearer = HeaderValue::from_maybe_shared(bearer).map_err(|_| KeyError::NotBase64)?;
+        bearer.set_sensitive(true);
+        Ok(Self { text: text.to_owned(), key, bearer })
     }
 
-    /// Returns the text exactly as received, for the `Authorization` header and the identity file only.
+    /// Returns the value of the `Authorization` header, marked as sensitive.
+    pub fn bearer(&self) -> HeaderValue {
+        self.bearer.clone()
+    }
+
+    /// Returns the text exactly as received, for the identity file and to keep it out of messages.
     pub fn as_str(&self) -> &str {
         &self.text
     }

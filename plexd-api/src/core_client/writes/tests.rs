@@ -5,90 +5,37 @@ use std::path::PathBuf;
 use std::pin::Pin;
 
 use futures_util::FutureExt;
-use plexd_proto::node::v1::node_state_server::{NodeState, NodeStateServer};
 use plexd_proto::node::v1::{self, ReportDeleted};
-use plexd_proto::transport::{self, Incoming, SocketOwner};
-use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Request, Response};
 
 use super::super::Core;
+use super::super::puppet::{self, Streams};
 use super::*;
 use crate::mirror::{Kind, Pace, Stage};
 
+type Stream = puppet::Stream<WriteReportsRequest, WriteReportsResponse>;
+
+/// Where core puts its answers.
 type Answers = mpsc::UnboundedSender<Result<WriteReportsResponse, Status>>;
 
-/// A core whose streams of writes the test serves.
-#[derive(Clone)]
-struct Puppet {
-    streams: mpsc::UnboundedSender<(Streaming<WriteReportsRequest>, Answers)>,
-}
-
-#[tonic::async_trait]
-impl NodeState for Puppet {
-    type WatchStream = UnboundedReceiverStream<Result<v1::WatchResponse, Status>>;
-    type WriteReportsStream = UnboundedReceiverStream<Result<WriteReportsResponse, Status>>;
-
-    async fn watch(&self, _: Request<v1::WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("not here"))
-    }
-
-    async fn get_secret(
-        &self,
-        _: Request<v1::GetSecretRequest>,
-    ) -> Result<Response<v1::GetSecretResponse>, Status> {
-        Err(Status::unimplemented("not here"))
-    }
-
-    async fn note_denials(
-        &self,
-        _: Request<v1::NoteDenialsRequest>,
-    ) -> Result<Response<v1::NoteDenialsResponse>, Status> {
-        Err(Status::unimplemented("not here"))
-    }
-
-    async fn write_reports(
-        &self,
-        request: Request<Streaming<WriteReportsRequest>>,
-    ) -> Result<Response<Self::WriteReportsStream>, Status> {
-        let (answers, receiver) = mpsc::unbounded_channel();
-        self.streams.send((request.into_inner(), answers)).unwrap();
-        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
-    }
-
-    async fn count_reports(
-        &self,
-        _: Request<v1::CountReportsRequest>,
-    ) -> Result<Response<v1::CountReportsResponse>, Status> {
-        Err(Status::unimplemented("not here"))
-    }
-}
+/// How a stream ends.
+type End = fn(&Answers);
 
 /// The sidecar's side, and the streams as core gets them.
 struct Rig {
     core: Core,
     mirror: Arc<Mirror>,
-    streams: mpsc::UnboundedReceiver<(Streaming<WriteReportsRequest>, Answers)>,
+    streams: Streams,
     socket: PathBuf,
     _folder: tempfile::TempDir,
     _stop: DropGuard,
-}
-
-/// A stream as core gets it.
-struct Stream {
-    messages: Streaming<WriteReportsRequest>,
-    answers: Answers,
 }
 
 impl Rig {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("core.sock");
-        let (streams, receiver) = mpsc::unbounded_channel();
-        let owner = SocketOwner { uid: nix::unistd::geteuid(), gid: nix::unistd::getegid(), mode: 0o600 };
-        let incoming = Incoming::new(transport::bind(&socket, owner).unwrap()).unwrap();
-        let service = NodeStateServer::new(Puppet { streams }).max_decoding_message_size(usize::MAX);
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        let streams = puppet::serve(&socket);
         let mirror = Arc::new(Mirror::new());
         let mut stage = Stage::snapshot();
         let all = v1::WatchResponse { reset: true, changes: Vec::new(), complete: true };
@@ -97,12 +44,11 @@ impl Rig {
         let (core, carrier) = Core::new(&socket, Arc::clone(&mirror));
         let ended = CancellationToken::new();
         tokio::spawn(carrier.run(ended.clone()));
-        Self { core, mirror, streams: receiver, socket, _folder: folder, _stop: ended.drop_guard() }
+        Self { core, mirror, streams, socket, _folder: folder, _stop: ended.drop_guard() }
     }
 
     async fn stream(&mut self) -> Stream {
-        let (messages, answers) = self.streams.recv().await.unwrap();
-        Stream { messages, answers }
+        self.streams.writes.recv().await.unwrap()
     }
 
     /// Begins to write `key`: it waits in the queue when this returns.
@@ -150,22 +96,19 @@ impl Pending {
     }
 }
 
-impl Stream {
-    /// The next message: the keys, those to be deleted with a minus.
-    async fn keys(&mut self) -> Vec<String> {
-        let message = self.messages.message().await.unwrap().unwrap();
-        let key = |write: ReportWrite| match write.write.unwrap() {
-            Wire::Put(put) => put.key,
-            Wire::Delete(delete) => format!("-{}", delete.key),
-        };
-        message.writes.into_iter().map(key).collect()
-    }
+/// Takes a message: the keys, those to be deleted with a minus.
+async fn keys(stream: &mut Stream) -> Vec<String> {
+    let key = |write: ReportWrite| match write.write.unwrap() {
+        Wire::Put(put) => put.key,
+        Wire::Delete(delete) => format!("-{}", delete.key),
+    };
+    stream.message().await.writes.into_iter().map(key).collect()
+}
 
-    fn answer(&self, outcomes: Vec<Outcome>) {
-        let outcome = |outcome| ReportOutcome { outcome: Some(outcome) };
-        let outcomes = outcomes.into_iter().map(outcome).collect();
-        self.answers.send(Ok(WriteReportsResponse { outcomes })).unwrap();
-    }
+fn answer(stream: &Stream, outcomes: Vec<Outcome>) {
+    let outcome = |outcome| ReportOutcome { outcome: Some(outcome) };
+    let outcomes = outcomes.into_iter().map(outcome).collect();
+    stream.answers.send(Ok(WriteReportsResponse { outcomes })).unwrap();
 }
 
 fn written(version: i64, revision: u64) -> Outcome {
@@ -177,16 +120,16 @@ async fn what_finds_nothing_under_way_is_sent_at_once_and_what_waits_goes_togeth
     let mut rig = Rig::start().await;
     let first = rig.put("first");
     let mut stream = rig.stream().await;
-    assert_eq!(stream.keys().await, ["first"]);
+    assert_eq!(keys(&mut stream).await, ["first"]);
     let second = rig.put("second");
-    assert_eq!(stream.keys().await, ["second"], "one more may be under way");
+    assert_eq!(keys(&mut stream).await, ["second"], "one more may be under way");
     let waiting: Vec<_> = ["c", "a", "b", "a"].into_iter().map(|key| rig.put(key)).collect();
-    stream.answer(vec![written(1, 1)]);
+    answer(&stream, vec![written(1, 1)]);
     assert_eq!(first.version().await, 1);
-    assert_eq!(stream.keys().await, ["c", "a", "b", "a"]);
-    stream.answer(vec![written(1, 2)]);
+    assert_eq!(keys(&mut stream).await, ["c", "a", "b", "a"]);
+    answer(&stream, vec![written(1, 2)]);
     assert_eq!(second.version().await, 1);
-    stream.answer((1..=4).map(|n| written(n, 9 + n.unsigned_abs())).collect());
+    answer(&stream, (1..=4).map(|n| written(n, 9 + n.unsigned_abs())).collect());
     for (version, write) in (1..).zip(waiting) {
         assert_eq!(write.version().await, version);
     }
@@ -199,13 +142,13 @@ async fn each_write_has_its_own_outcome_and_shows_before_anybody_hears_of_it() {
     let (first, second) = (rig.put("first"), rig.put("second"));
     let (refused, deleted, put) = (rig.put("refused"), rig.delete("first"), rig.put("put"));
     let mut stream = rig.stream().await;
-    let mut keys = Vec::new();
-    while keys.len() < 5 {
-        let message = stream.keys().await;
-        stream.answer(message.iter().map(|key| outcome_for(key)).collect());
-        keys.extend(message);
+    let mut all = Vec::new();
+    while all.len() < 5 {
+        let message = keys(&mut stream).await;
+        answer(&stream, message.iter().map(|key| outcome_for(key)).collect());
+        all.extend(message);
     }
-    assert_eq!(keys, ["first", "second", "refused", "-first", "put"]);
+    assert_eq!(all, ["first", "second", "refused", "-first", "put"]);
     assert_eq!([first.version().await, second.version().await, deleted.version().await], [1, 1, 0]);
     assert_eq!([rig.shown("first"), rig.shown("refused"), rig.shown("put")], [None, None, Some(1)]);
     assert!(matches!(refused.0.await, Err(CallError::Refused(ReportRefusal::VersionConflict))));
@@ -227,16 +170,16 @@ async fn a_client_that_leaves_takes_no_other_with_it_and_what_is_not_sent_yet_ne
     let mut rig = Rig::start().await;
     let first = rig.put("first");
     let mut stream = rig.stream().await;
-    assert_eq!(stream.keys().await, ["first"]);
+    assert_eq!(keys(&mut stream).await, ["first"]);
     let second = rig.put("second");
-    assert_eq!(stream.keys().await, ["second"]);
+    assert_eq!(keys(&mut stream).await, ["second"]);
     let (a, b, c) = (rig.put("a"), rig.put("b"), rig.put("c"));
     drop((first, b));
-    stream.answer(vec![written(1, 1)]);
-    assert_eq!(stream.keys().await, ["a", "c"]);
+    answer(&stream, vec![written(1, 1)]);
+    assert_eq!(keys(&mut stream).await, ["a", "c"]);
     drop(a);
-    stream.answer(vec![written(1, 2)]);
-    stream.answer(vec![written(1, 3), written(1, 4)]);
+    answer(&stream, vec![written(1, 2)]);
+    answer(&stream, vec![written(1, 3), written(1, 4)]);
     assert_eq!([second.version().await, c.version().await], [1, 1]);
     assert_eq!([rig.shown("first"), rig.shown("a")], [Some(1), Some(1)], "done is done, whoever hears of it");
 }
@@ -244,7 +187,7 @@ async fn a_client_that_leaves_takes_no_other_with_it_and_what_is_not_sent_yet_ne
 #[tokio::test]
 async fn a_stream_that_breaks_fails_what_is_under_way_and_the_next_write_asks_for_another() {
     let mut rig = Rig::start().await;
-    let ends: [(fn(&Answers), &str); 4] = [
+    let ends: [(End, &str); 4] = [
         (|answers| answers.send(Err(Status::unavailable("stopping"))).unwrap(), "Unavailable"),
         (|answers| answers.send(Err(Status::invalid_argument("no"))).unwrap(), "InvalidArgument"),
         (|answers| answers.send(Ok(WriteReportsResponse { outcomes: Vec::new() })).unwrap(), "Internal"),
@@ -253,9 +196,9 @@ async fn a_stream_that_breaks_fails_what_is_under_way_and_the_next_write_asks_fo
     for (end, reason) in ends {
         let (first, second, third) = (rig.put("first"), rig.put("second"), rig.put("third"));
         let mut stream = rig.stream().await;
-        let mut sent = stream.keys().await.len();
+        let mut sent = keys(&mut stream).await.len();
         if sent < 3 {
-            sent += stream.keys().await.len();
+            sent += keys(&mut stream).await.len();
         }
         assert_eq!(sent, 3);
         end(&stream.answers);
@@ -267,8 +210,8 @@ async fn a_stream_that_breaks_fails_what_is_under_way_and_the_next_write_asks_fo
     }
     let write = rig.put("first");
     let mut stream = rig.stream().await;
-    assert_eq!(stream.keys().await, ["first"]);
-    stream.answer(vec![written(1, 1)]);
+    assert_eq!(keys(&mut stream).await, ["first"]);
+    answer(&stream, vec![written(1, 1)]);
     assert_eq!(write.version().await, 1);
 }
 
@@ -291,9 +234,9 @@ async fn a_core_that_says_nothing_fails_writes_in_time_whether_they_wait_or_are_
     let mut rig = Rig::start().await;
     let first = rig.put("first");
     let mut stream = rig.stream().await;
-    assert_eq!(stream.keys().await, ["first"]);
+    assert_eq!(keys(&mut stream).await, ["first"]);
     let second = rig.put("second");
-    assert_eq!(stream.keys().await, ["second"]);
+    assert_eq!(keys(&mut stream).await, ["second"]);
     let third = rig.put("third");
     tokio::time::pause();
     let begun = Instant::now();
@@ -308,19 +251,19 @@ async fn messages_are_bounded_in_writes_and_in_bytes_but_for_one_that_is_larger_
     let mut rig = Rig::start().await;
     let mut writes = vec![rig.put("first")];
     let mut stream = rig.stream().await;
-    assert_eq!(stream.keys().await.len(), 1);
+    assert_eq!(keys(&mut stream).await.len(), 1);
     writes.push(rig.put("second"));
-    assert_eq!(stream.keys().await.len(), 1);
+    assert_eq!(keys(&mut stream).await.len(), 1);
     writes.extend((0..MAX_WRITES + 10).map(|n| rig.put(&format!("k{n}"))));
     for bytes in [600_000, 400_000, 400_000, 3_000_000, 10, 20] {
         writes.push(rig.put_payload("large", bytes));
     }
-    stream.answer(vec![written(1, 1)]);
-    stream.answer(vec![written(1, 1)]);
+    answer(&stream, vec![written(1, 1)]);
+    answer(&stream, vec![written(1, 1)]);
     for expected in [MAX_WRITES, 12, 1, 1, 2] {
-        let keys = stream.keys().await;
-        assert_eq!(keys.len(), expected, "{keys:?}");
-        stream.answer(vec![written(1, 1); keys.len()]);
+        let message = keys(&mut stream).await;
+        assert_eq!(message.len(), expected, "{message:?}");
+        answer(&stream, vec![written(1, 1); message.len()]);
     }
     for write in writes {
         assert_eq!(write.version().await, 1);

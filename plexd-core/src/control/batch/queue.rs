@@ -106,8 +106,12 @@ impl<T: Observed> Queue<T> {
         content.records.push_back(record);
         content.since.get_or_insert_with(Instant::now);
         content.make_room(&self.limits);
+        // Those in between change nothing for who waits.
+        let is_news = content.records.len() == 1 || content.is_full(&self.limits);
         drop(content);
-        self.changed.notify_one();
+        if is_news {
+            self.changed.notify_one();
+        }
     }
 
     /// Returns what became of its records.
@@ -122,9 +126,7 @@ impl<T: Observed> Queue<T> {
         loop {
             let (is_empty, flush_at) = {
                 let content = self.content();
-                let is_full = content.records.len() >= self.limits.batch_records
-                    || content.bytes >= self.limits.batch_bytes;
-                if is_full {
+                if content.is_full(&self.limits) {
                     return true;
                 }
                 (content.records.is_empty(), content.since.map(|since| since + self.limits.flush_after))
@@ -169,6 +171,11 @@ impl<T: Observed> Queue<T> {
 }
 
 impl<T> Content<T> {
+    /// Returns whether there is a whole batch.
+    fn is_full(&self, limits: &Limits) -> bool {
+        self.records.len() >= limits.batch_records || self.bytes >= limits.batch_bytes
+    }
+
     /// Drops the oldest records until the rest is within bounds.
     fn make_room(&mut self, limits: &Limits) {
         while self.records.len() > limits.records || self.bytes > limits.bytes {

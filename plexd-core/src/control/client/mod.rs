@@ -65,7 +65,8 @@ pub struct Credentials {
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
-    base: String,
+    /// Its path ends with a slash.
+    base: Url,
     ca_file: Option<PathBuf>,
     clock: Arc<NodeClock>,
     certificates: Arc<tls::Verifier>,
@@ -112,6 +113,9 @@ impl Client {
         let _installed = rustls::crypto::ring::default_provider().install_default();
         let (tls, certificates) = tls::configure(config.ca_file.as_deref(), &clock)?;
         let addresses = Addresses::of(&config.base);
+        let mut base = config.base;
+        let path = format!("{}/", base.path().trim_end_matches('/'));
+        base.set_path(&path);
         let builder = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .dns_resolver(addresses.clone())
@@ -121,14 +125,7 @@ impl Client {
             .referer(false)
             .connect_timeout(CONNECT_TIMEOUT);
         let http = builder.build().map_err(|error| SetupError::Tls(error::causes(&error)))?;
-        Ok(Self {
-            http,
-            base: config.base.as_str().trim_end_matches('/').to_owned(),
-            ca_file: config.ca_file,
-            clock,
-            certificates,
-            addresses,
-        })
+        Ok(Self { http, base, ca_file: config.ca_file, clock, certificates, addresses })
     }
 
     /// Returns the known addresses of the control plane, or of the proxy towards it, to be watched: they change with what
@@ -147,9 +144,12 @@ impl Client {
         // What cannot be asked for cannot exist either.
         let path = call.path(values).ok_or_else(|| not_found(call))?;
         let method = Method::from_bytes(call.method.as_bytes()).unwrap_or(Method::GET);
-        let mut builder = self.http.request(method, format!("{}{path}", self.base));
+        // The host is not parsed anew.
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}{}", self.base.path(), path.trim_start_matches('/')));
+        let mut builder = self.http.request(method, url);
         if let Credential::Node(credentials) = credential {
-            builder = builder.header(AUTHORIZATION, bearer(call, &credentials.secret)?);
+            builder = builder.header(AUTHORIZATION, credentials.secret.bearer());
         }
         Ok(Request { call, credential, builder })
     }
@@ -276,16 +276,6 @@ impl Answer {
 fn date(headers: &HeaderMap) -> Option<Timestamp> {
     let text = headers.get(DATE)?.to_str().ok()?;
     jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text.trim()).ok()
-}
-
-fn bearer(call: Call, secret: &NodeSecretKey) -> Result<HeaderValue, ClientError> {
-    let text = Zeroizing::new(format!("Bearer {}", secret.as_str()));
-    let mut value = HeaderValue::from_str(&text).map_err(|_| ClientError::Protocol {
-        call,
-        reason: "the node secret key cannot be sent in a header".to_owned(),
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 fn not_found(call: Call) -> ClientError {

@@ -28,8 +28,8 @@ fn local(uid: u32) -> LocalCaller {
     LocalCaller { uid, gid: 100, pid: 42, groups: vec![990] }
 }
 
-fn request(key: &str, caller: Option<Caller>) -> GetSecretRequest {
-    GetSecretRequest { key: key.into(), caller }
+fn request(key: &str, caller: Option<Caller>) -> SecretRead {
+    SecretRead { id: 0, key: key.into(), caller }
 }
 
 fn refused(uid: u32, key: &str, count: u64) -> DeniedRead {
@@ -62,7 +62,7 @@ impl Carrier<AuditEntry> for Collector {
 }
 
 /// Takes what waits to be sent.
-async fn taken(auditor: &Auditor) -> Vec<Value> {
+pub(in crate::node_state) async fn taken(auditor: &Auditor) -> Vec<Value> {
     let stopping = Shutdown::new();
     stopping.cancel();
     let collected = Arc::default();

@@ -15,8 +15,8 @@ fn tcp(token: &str) -> Caller {
     Caller::Tcp(v1::TcpCaller { token: token.to_owned().into() })
 }
 
-fn request(key: &str, caller: Caller) -> v1::GetSecretRequest {
-    v1::GetSecretRequest { key: key.into(), caller: Some(caller) }
+fn request(key: &str, caller: Caller) -> v1::SecretRead {
+    v1::SecretRead { id: 0, key: key.into(), caller: Some(caller) }
 }
 
 fn reader(client: Client, identity: Identity) -> SecretReader {
@@ -58,7 +58,7 @@ fn a_tcp_caller_needs_the_token_and_the_permission() {
 async fn who_asks_for_nothing_or_is_nobody_gets_nothing() {
     let control_plane = ScriptedControlPlane::start(|_| unreachable!("nobody is asked")).await;
     let reader = reader(control_plane.client(), crate::reconcile::tests::identity());
-    let nobody = v1::GetSecretRequest { key: "k".into(), caller: None };
+    let nobody = v1::SecretRead { id: 0, key: "k".into(), caller: None };
     assert_eq!(reader.read(nobody).await, Err(SecretRefusal::NotPermitted));
     for key in [String::new(), "k".repeat(257)] {
         let read = reader.read(request(&key, local(0, 0, &[]))).await;

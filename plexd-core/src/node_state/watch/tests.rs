@@ -410,12 +410,12 @@ async fn a_node_without_identity_refuses_reports_and_secrets_but_streams() {
     assert_eq!(put_result(&mut client, put_request("a", None)).await, refused);
     assert_eq!(delete_result(&mut client, "a", None).await, Err(v1::ReportRefusal::NotRegistered));
     let caller = v1::LocalCaller { uid: 0, gid: 0, pid: 1, groups: Vec::new() };
-    let request = v1::GetSecretRequest {
-        key: "db".into(),
-        caller: Some(v1::get_secret_request::Caller::Local(caller)),
-    };
-    let secret = client.get_secret(request).await.unwrap().into_inner().result.unwrap();
-    let v1::get_secret_response::Result::Refusal(refusal) = secret else { panic!("a secret") };
+    let caller = Some(v1::secret_read::Caller::Local(caller));
+    let read = v1::SecretRead { id: 7, key: "db".into(), caller };
+    let message = v1::ReadSecretsRequest { reads: vec![read], given_up: Vec::new() };
+    let answers = client.read_secrets(futures_util::stream::iter([message])).await.unwrap();
+    let answer = answers.into_inner().message().await.unwrap().unwrap().answers.pop().unwrap();
+    let v1::secret_answer::Result::Refusal(refusal) = answer.result.unwrap() else { panic!("a secret") };
     assert_eq!(refusal, i32::from(v1::SecretRefusal::NotRegistered));
     let mut stream = client.watch(v1::WatchRequest {}).await.unwrap().into_inner();
     assert!(stream.message().await.unwrap().unwrap().reset);
