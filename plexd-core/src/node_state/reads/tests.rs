@@ -45,14 +45,14 @@ impl Rig {
         &self,
     ) -> (mpsc::UnboundedSender<Message>, std::pin::Pin<Box<impl Stream<Item = Answers> + use<>>>) {
         let (messages, incoming) = mpsc::unbounded_channel();
-        let incoming = UnboundedReceiverStream::new(incoming);
+        let incoming = UnboundedReceiverStream::new(incoming).map(Ok);
         let reading =
             Reading::new(incoming, self.secrets.clone(), self.auditor.clone(), self.identity.subscribe());
         (messages, Box::pin(reading.answers()))
     }
 }
 
-type Message = Result<v1::ReadSecretsRequest, Status>;
+type Message = v1::ReadSecretsRequest;
 
 fn read(id: u64, key: &str, groups: &[u32]) -> v1::SecretRead {
     let caller = v1::LocalCaller { uid: 1000, gid: 1000, pid: 1, groups: groups.to_vec() };
@@ -60,7 +60,7 @@ fn read(id: u64, key: &str, groups: &[u32]) -> v1::SecretRead {
 }
 
 fn message(reads: Vec<v1::SecretRead>, given_up: Vec<u64>) -> Message {
-    Ok(v1::ReadSecretsRequest { reads, given_up })
+    v1::ReadSecretsRequest { reads, given_up }
 }
 
 /// What came of reads, by their ids.
