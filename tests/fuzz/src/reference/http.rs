@@ -150,7 +150,7 @@ pub fn answers(bytes: &[u8]) -> Vec<Answer> {
         if !(rest.is_empty() || rest.starts_with("HTTP/1.")) {
             let (body, after) =
                 rest.split_at_checked(length).unwrap_or_else(|| panic!("half a body: {rest:?}"));
-            answer.body = body.to_owned();
+            body.clone_into(&mut answer.body);
             rest = after;
         }
         answers.push(answer);
