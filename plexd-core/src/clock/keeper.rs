@@ -78,14 +78,18 @@ impl ClockKeeper {
             if has_news(&kept, &self.saved) || self.saved_at.elapsed() >= SAVE_PERIOD {
                 self.save(kept).await;
             }
-            // Cancel safe: an answer that is not noticed now is within the next view.
+            // Cancel safe: an answer or a key that is not noticed now is within the next view.
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 () = self.clock.changed() => {}
+                // With another key handshakes begin anew. Who sets it is there until the shutdown.
+                Ok(()) = self.identity.changed() => {}
                 () = tokio::time::sleep(PERIOD) => {}
             }
         }
-        let kept = self.kept(&self.clock.view());
+        let view = self.clock.view();
+        self.look(&view);
+        let kept = self.kept(&view);
         self.save(kept).await;
         Ok(())
     }
@@ -97,9 +101,14 @@ impl ClockKeeper {
         self.board.set(Subsystem::Clock, "date", view.disbelieved.map(date_problem));
     }
 
-    async fn tell_of_handshakes(&mut self, view: &View) {
+    /// Notes which handshakes may have been made by now; returns how far their time is behind, if it is.
+    fn look(&mut self, view: &View) -> Option<Behind> {
         let key = self.identity.borrow().as_ref().map(|identity| identity.private_key.public());
-        let problem = match self.handshakes.look(key, view.wall, view.uptime) {
+        self.handshakes.look(key, view.wall, view.uptime)
+    }
+
+    async fn tell_of_handshakes(&mut self, view: &View) {
+        let problem = match self.look(view) {
             None => None,
             Some(behind) => {
                 let mesh = tokio::time::timeout(MESH_DEADLINE, self.mesh.status()).await.ok().flatten();
