@@ -1,6 +1,7 @@
 //! Reads of secrets on their way to plexd-core: one stream for all of them, so that neither process pays for a call each.
 //! Every read is a request of its own there, answered when it has ended. When its client leaves, core is told and breaks it
-//! off. When the stream breaks, what was not answered failed.
+//! off. When the stream breaks, what was not answered failed. It is ended when nothing is read for a moment: its buffers
+//! have had secrets in them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use plexd_proto::node::v1::{
 };
 use plexd_proto::node::{MAX_READS, MAX_READS_UNDER_WAY};
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
@@ -30,6 +31,9 @@ const MESSAGES: usize = 2 * MAX_READS_UNDER_WAY;
 
 /// How long core may take to open a stream.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long a stream stays on which nothing is under way.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// What comes of a read.
 type Answer = Result<Secret, CallError<SecretRefusal>>;
@@ -119,7 +123,7 @@ impl Reader {
     }
 
     /// Carries reads as long as anybody may have some. Core is asked for a stream with the first read, and again with the
-    /// first after that broke.
+    /// first after that ended.
     pub(super) async fn run(&mut self) {
         while let Some(first) = self.queue.recv().await {
             let (messages, outgoing) = mpsc::channel(MESSAGES);
@@ -168,6 +172,9 @@ impl Reader {
                     Some(first) => conversation.send(self.gather(first, room), Vec::new()),
                     None => return Status::cancelled("nobody reads any more"),
                 },
+                () = sleep(IDLE), if conversation.under_way.is_empty() => {
+                    return Status::ok("nothing is read at present");
+                }
             };
             if let Err(status) = sent {
                 return status;

@@ -91,6 +91,20 @@ async fn reads_go_as_they_come_and_each_gets_its_own_answer_in_whatever_order() 
 }
 
 #[tokio::test]
+async fn a_stream_on_which_nothing_is_read_is_ended_and_the_next_read_has_another() {
+    let mut rig = Rig::start();
+    for _ in 0..2 {
+        let read = rig.read("k");
+        let mut stream = rig.stream().await;
+        let (ids, _) = message(&mut stream).await;
+        answer(&stream, vec![secret(ids["k"], "1")]);
+        assert_eq!(read.await.unwrap().value, "1");
+        let end = stream.messages.message().await;
+        assert!(!matches!(end, Ok(Some(_))), "{end:?}");
+    }
+}
+
+#[tokio::test]
 async fn core_is_told_who_has_left_and_of_who_left_before_it_never_hears() {
     let mut rig = Rig::start();
     let (never, a, b) = (rig.read("never"), rig.read("a"), rig.read("b"));
