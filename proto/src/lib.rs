@@ -41,23 +41,7 @@ pub mod admin {
 
 pub mod access;
 mod explain;
-pub mod memory {
-    //! What memory a process keeps that it does not use.
-
-    use std::time::Duration;
-
-    pub use plexd_sys::{give_back, keep_little};
-
-    /// How long what a start does takes at most, as a rule.
-    const START: Duration = Duration::from_secs(10);
-
-    /// Lets go of what only the start needed, once it is over.
-    pub async fn after_the_start() {
-        tokio::time::sleep(START).await;
-        plexd_sys::let_go_of_code();
-        give_back();
-    }
-}
+pub mod memory;
 pub mod privilege;
 mod redact;
 pub mod settings;

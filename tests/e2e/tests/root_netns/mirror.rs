@@ -289,6 +289,7 @@ fn nothing_goes_back(rounds: u64) {
         for _ in 0..=dice.below(3) {
             version += 1;
             set_data(&single, version);
+            // Changes and kills come at any moment.
             std::thread::sleep(Duration::from_millis(dice.below(300)));
         }
         single.a.node.take_core().kill9();
