@@ -29,6 +29,7 @@ use crate::identity::{
     self, Announced, Consent, CurrentIdentity, Enroller, Extent, IdentityStore, Leave, LeaveRequests,
     Machine, TokenLookup, TokenSearch, Unfinished,
 };
+use crate::kernel::Backend;
 use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
@@ -59,9 +60,6 @@ const TOKEN_PERIOD: Duration = Duration::from_mins(1);
 /// How long threads have to finish once everything has stopped.
 const THREADS_DEADLINE: Duration = Duration::from_secs(1);
 
-/// Threads that run tasks; WireGuard in user space encrypts on them.
-const WORKERS: usize = 2;
-
 /// Which capability which feature needs; nothing else is kept (contract, section 1).
 const CAPABILITIES: &[(&str, Capability)] = &[("mesh and policy", Capability::CAP_NET_ADMIN)];
 
@@ -86,7 +84,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     start_log(config.log_level);
     let acquired = acquire_all(&config)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
+        .worker_threads(workers(acquired.wireguard.backend()))
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
@@ -94,6 +92,15 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     // A thread that hangs in the kernel or a name server must not keep the process, nor the reason it ends for.
     runtime.shutdown_timeout(THREADS_DEADLINE);
     result
+}
+
+/// Threads that run tasks. What blocks or takes long has threads of its own, so that one does; a second is woken with the
+/// first, whatever happens, and left without anything to do. WireGuard in user space encrypts on them.
+fn workers(backend: Backend) -> usize {
+    match backend {
+        Backend::Kernel => 1,
+        Backend::Userspace => 2,
+    }
 }
 
 fn start_log(level: LogLevel) {

@@ -11,8 +11,9 @@ use tower::service_fn;
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often a server whose stream is silent is asked whether it is still there.
-const KEEP_ALIVE: Duration = Duration::from_secs(20);
+/// How often a server whose stream is silent is asked whether it is still there. One that ends is seen at once; this is for
+/// one that hangs, and wakes both.
+const KEEP_ALIVE: Duration = Duration::from_mins(1);
 
 /// Returns a channel to the gRPC server at `path`. It connects with the first call and again whenever the connection
 /// was lost; a call made while nobody listens fails at once with `Unavailable`.

@@ -163,6 +163,14 @@ fn acquire_userspace(interface: &str, mtu: u32, reason: &str) -> Result<Acquired
 }
 
 impl Prepared {
+    /// Returns which WireGuard was chosen.
+    pub fn backend(&self) -> Backend {
+        match self.acquired {
+            Acquired::Kernel => Backend::Kernel,
+            Acquired::Userspace { .. } => Backend::Userspace,
+        }
+    }
+
     /// Starts the chosen WireGuard, inside the tokio runtime. Needs `CAP_NET_ADMIN`; makes no interface yet.
     ///
     /// # Errors
