@@ -66,11 +66,11 @@ impl Follower {
                 Err(status) => return status,
             };
             if stage.add(piece, &mut pace).await {
-                let is_snapshot = stage.reset;
+                // Of what is as it was there are two for a moment.
+                let is_twice = stage.reset && self.mirror.snapshot().is_some();
                 self.mirror.publish(std::mem::take(&mut stage)).await;
                 self.opened();
-                if is_snapshot {
-                    // Of what is as it was there were two for a moment.
+                if is_twice {
                     memory::give_back();
                 }
             }

@@ -19,18 +19,22 @@ use super::message::RequestBody;
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Deepest nesting of a payload.
 const MAX_DEPTH: usize = 64;
-/// How much of a body that is too large is still read, and for how long, so that a client in the midst of sending it
+/// What each request holds of its body without asking for room, in bytes: there are only so many connections, and a small
+/// write never waits for large ones, nor for those that trickle.
+const SMALL: usize = 16 * 1024;
+/// How much of a body that nobody wants is still read, and for how long, so that a client in the midst of sending it
 /// sees the answer and not a broken connection.
 const DISCARD: (usize, Duration) = (16 * 1024 * 1024, Duration::from_secs(2));
 
-/// A body, and the room that it holds.
+/// A body, and the room that it holds if it is not small.
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) bytes: Bytes,
-    _room: Room,
+    _room: Option<Room>,
 }
 
-/// Reads a body of at most `limit` bytes, once there is room for it; the time that it has includes the wait.
+/// Reads a body of at most `limit` bytes; what comes after the first 16 KiB, once there is room for all of it. The time that
+/// it has includes the wait.
 pub(super) async fn read(
     mut body: RequestBody,
     headers: &HeaderMap,
@@ -39,16 +43,11 @@ pub(super) async fn read(
 ) -> Result<Held, ApiError> {
     let deadline = Instant::now() + BODY_TIMEOUT;
     if body.size_hint().lower() > limit as u64 {
-        // Who waits for "100 Continue" has sent nothing yet.
-        if !headers.contains_key(EXPECT) {
-            discard(body).await;
-        }
+        pass_over(body, headers).await;
         return Err(ApiError::PayloadTooLarge);
     }
     let told = body.size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
-    // Who does not tell gets room for the largest.
-    let room = timeout_at(deadline, room(told.unwrap_or(limit))).await;
-    let room = room.map_err(|_| ApiError::TooManyRequests)?;
+    let (mut room, mut ask) = (None, Some(room));
     let mut first = Bytes::new();
     let mut whole = BytesMut::new();
     loop {
@@ -57,9 +56,15 @@ pub(super) async fn read(
         // The client left, or its chunks are not what they say.
         let frame = frame.map_err(|_| ApiError::InvalidJson)?;
         let Ok(data) = frame.into_data() else { continue };
-        if first.len() + whole.len() + data.len() > limit {
+        let length = first.len() + whole.len() + data.len();
+        if length > limit {
             discard(body).await;
             return Err(ApiError::PayloadTooLarge);
+        }
+        if let Some(ask) = ask.take_if(|_| length > SMALL) {
+            // Who does not tell gets room for the largest.
+            let found = timeout_at(deadline, ask(told.unwrap_or(limit))).await;
+            room = Some(found.map_err(|_| ApiError::TooManyRequests)?);
         }
         if whole.is_empty() && first.is_empty() {
             first = data;
@@ -67,13 +72,21 @@ pub(super) async fn read(
         }
         if whole.is_empty() {
             // Never grown beyond what there is room for.
-            whole.reserve(told.unwrap_or(first.len() + data.len()));
+            whole.reserve(told.filter(|_| room.is_some()).unwrap_or(length));
             whole.extend_from_slice(&std::mem::take(&mut first));
         }
         whole.extend_from_slice(&data);
     }
     let bytes = if whole.is_empty() { first } else { whole.freeze() };
     Ok(Held { bytes, _room: room })
+}
+
+/// Takes the body of a request that is refused for its head: once it is there, the connection goes on.
+pub(super) async fn pass_over(body: RequestBody, headers: &HeaderMap) {
+    // Who waits for "100 Continue" has sent nothing yet.
+    if !headers.contains_key(EXPECT) {
+        discard(body).await;
+    }
 }
 
 async fn discard(mut body: RequestBody) {
@@ -155,6 +168,10 @@ fn depth(json: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+    use http_body_util::StreamBody;
+    use hyper::body::Frame;
+
     use super::*;
 
     fn payload(body: &str) -> Result<String, ApiError> {
@@ -175,6 +192,31 @@ mod tests {
         ] {
             let body = format!(" {{\"content_type\":\"t\", \"payload\" :\t{value} , \"more\": {{}}}}\n");
             assert_eq!(payload(&body).as_deref(), Ok(value), "{body}");
+        }
+    }
+
+    /// A body that comes in pieces of a KiB.
+    fn body_of(kib: usize) -> RequestBody {
+        let piece = || Ok(Frame::data(Bytes::from(vec![b' '; 1024])));
+        StreamBody::new(stream::iter(std::iter::repeat_with(piece).take(kib))).boxed_unsync()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_more_than_16_kib_waits_for_room_for_all_of_it_and_what_is_less_does_not() {
+        const LIMIT: usize = 64 * 1024;
+        for (kib, waits) in [(0, false), (16, false), (17, true), (64, true)] {
+            let (mut asked, headers) = (None, HeaderMap::new());
+            let read = read(body_of(kib), &headers, LIMIT, async |bytes| {
+                asked = Some(bytes);
+                std::future::pending::<Room>().await
+            });
+            match read.await {
+                Ok(held) => assert!(!waits && held.bytes.len() == kib * 1024, "{kib} KiB"),
+                Err(error) => {
+                    assert_eq!((error, asked), (ApiError::TooManyRequests, Some(LIMIT)), "{kib} KiB");
+                }
+            }
+            assert_eq!(asked.is_some(), waits, "{kib} KiB");
         }
     }
 

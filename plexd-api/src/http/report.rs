@@ -11,8 +11,14 @@ use super::{Api, body, key, read};
 use crate::core_client::Report;
 
 pub(super) async fn put(api: Arc<Api>, request: Request, body: RequestBody) -> Result<Response, ApiError> {
-    let key = key::of(request.path())?;
-    let if_match = if_match(request.headers())?;
+    let asked = key::of(request.path()).and_then(|key| Ok((key, if_match(request.headers())?)));
+    let (key, if_match) = match asked {
+        Ok(asked) => asked,
+        Err(error) => {
+            body::pass_over(body, request.headers()).await;
+            return Err(error);
+        }
+    };
     let room = async |bytes| api.bodies.room(&request.caller, bytes).await;
     // Held until the answer is known.
     let body = body::read(body, request.headers(), api.max_report_bytes, room).await?;

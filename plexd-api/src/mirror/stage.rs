@@ -123,6 +123,8 @@ pub(super) async fn advance(
     pace: &mut Pace,
 ) -> Entries {
     let mut entries = base.clone();
+    // Only what is there can be gone.
+    let sweep = reset && base.len() > 0;
     let mut named = HashSet::new();
     for op in ops {
         let known = entries.get(match &op {
@@ -135,7 +137,7 @@ pub(super) async fn advance(
         match op {
             _ if outdated => {}
             Op::Put(entry) => {
-                if reset {
+                if sweep {
                     named.insert(Arc::clone(&entry.key));
                 }
                 entries.put(entry);
@@ -146,7 +148,7 @@ pub(super) async fn advance(
             }
         }
     }
-    if reset {
+    if sweep {
         for key in base.keys() {
             if !named.contains(key) {
                 entries.remove(key);

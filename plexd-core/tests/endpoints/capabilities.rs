@@ -32,6 +32,7 @@ async fn announce(
         session: session(devcp, current),
         machine: Machine::new(Some("one")).unwrap(),
         announced: announced.clone(),
+        first_contact: Duration::ZERO,
     };
     let shutdown = Shutdown::new();
     let task = tokio::spawn(task.run(shutdown.clone()));
@@ -89,7 +90,7 @@ async fn capabilities_that_are_refused_for_good_are_a_problem_and_told_again_at_
     let board = session.board.clone();
     let shutdown = Shutdown::new();
     let machine = Machine::new(Some("one")).unwrap();
-    let task = Announcer { session, machine, announced: announced.clone() };
+    let task = Announcer { session, machine, announced: announced.clone(), first_contact: Duration::ZERO };
     let task = tokio::spawn(task.run(shutdown.clone()));
     until("the refusal told", async || board.is_degraded()).await;
     let problem = board.problems().remove(0).message;

@@ -178,7 +178,7 @@ impl Server {
                 }
             };
             if let Err(error) = ended {
-                tracing::debug!(%error, "connection ended");
+                tracing::debug!(error = plexd_proto::explain(&error), "connection ended");
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Capabilities: told at registration, and again when they are no longer those that were last told; after an upgrade that
 //! is at the first start of the new binary.
 
+use std::time::Duration;
+
 use tokio::time::Instant;
 
 use super::{Session, at};
@@ -19,12 +21,18 @@ pub struct Announcer {
     pub machine: Machine,
     /// What was told before.
     pub announced: Announced,
+    /// Longest wait of a node that finds its identity on disk: the binary is read for this, which is no work for the
+    /// moment in which everything starts.
+    pub first_contact: Duration,
 }
 
 impl Announcer {
     /// Announces until asked to stop.
     pub async fn run(mut self, shutdown: Shutdown) -> anyhow::Result<()> {
         let mut backoff = Backoff::new();
+        if !self.session.first_contact(self.first_contact, &shutdown).await {
+            return Ok(());
+        }
         while let Some(identity) = self.session.identity(&shutdown).await {
             // Cancel safe: what was told and is not remembered is told again.
             let result = tokio::select! {

@@ -89,8 +89,12 @@ impl Conversation {
             first_contact: FIRST_CONTACT,
         };
         supervisor.spawn("stream", stream.run(shutdown.clone()));
-        let announcer =
-            Announcer { session: session.named("capabilities"), machine: machine.clone(), announced };
+        let announcer = Announcer {
+            session: session.named("capabilities"),
+            machine: machine.clone(),
+            announced,
+            first_contact: FIRST_CONTACT,
+        };
         supervisor.spawn("capabilities", announcer.run(shutdown.clone()));
         let heart = Heart {
             session: session.named("heartbeat"),

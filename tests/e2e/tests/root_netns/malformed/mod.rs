@@ -4,6 +4,8 @@
 
 mod rows;
 
+use std::io::ErrorKind;
+
 use plexd_e2e::{HttpAnswer, Node, Wire};
 use serde_json::json;
 
@@ -54,6 +56,9 @@ fn hold(node: &Node, listener: Listener, row: &Row, cuts: impl Iterator<Item = u
     let bytes = listener.bytes(row);
     let mut wire = listener.connect(node);
     let mut rest = bytes.as_slice();
+    let mut cuts = cuts.peekable();
+    // hyper looks at what came in pieces only once a head has ended; without an end its time does.
+    let may_be_silent = cuts.peek().is_some() && row.then == Then::Closed && !row.ends_a_head();
     for cut in cuts {
         let (piece, after) = rest.split_at(cut.min(rest.len()));
         // The other end may have closed: then what it said before counts.
@@ -67,8 +72,10 @@ fn hold(node: &Node, listener: Listener, row: &Row, cuts: impl Iterator<Item = u
         wire.finish();
     }
     for (index, (status, text)) in row.answers.iter().enumerate() {
-        let answer =
-            wire.answer().map_err(|error| format!("{error}, not answer {index}, {status} {text}"))?;
+        let answer = match wire.answer() {
+            Err(error) if may_be_silent && error.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+            answer => answer.map_err(|error| format!("{error}, not answer {index}, {status} {text}"))?,
+        };
         let is_right = match status {
             400.. => is_error(&answer, *status, text),
             _ => answer.status == *status,
@@ -85,7 +92,15 @@ fn hold(node: &Node, listener: Listener, row: &Row, cuts: impl Iterator<Item = u
         }
         Then::Closed | Then::ClosedOnceAllIsSaid => {
             let rest = wire.rest().map_err(|error| format!("the connection is open: {error}"))?;
-            if rest.is_empty() { Ok(()) } else { Err(format!("then: {}", String::from_utf8_lossy(&rest))) }
+            // Where nothing need be said: hyper tells HTTP/2 apart if its opening comes whole.
+            let is_refused = row.answers.is_empty()
+                && rest.starts_with(b"HTTP/1.1 400 ")
+                && rest.ends_with(b"\r\n\r\n{\"error\":\"bad request\"}");
+            if rest.is_empty() || is_refused {
+                Ok(())
+            } else {
+                Err(format!("then: {}", String::from_utf8_lossy(&rest)))
+            }
         }
     }
 }
@@ -131,7 +146,8 @@ fn long_what_is_no_right_request_is_refused_however_it_is_cut() {
         for listener in [Listener::Unix, Listener::Tcp] {
             let length = listener.bytes(row).len();
             let mut tries = vec![vec![1; length]];
-            for _ in 0..10 {
+            // Those without an end take the ten seconds of a head.
+            for _ in 0..if row.ends_a_head() { 10 } else { 1 } {
                 let longest = 1 + dice.below(40);
                 let mut cut = || usize::try_from(1 + dice.below(longest)).unwrap_or(1);
                 tries.push((0..length).map(|_| cut()).collect());

@@ -37,6 +37,11 @@ impl Row {
         Self { name, text: text.into(), answers: answers.to_vec(), then }
     }
 
+    /// Returns whether there is an end of a head in it.
+    pub(super) fn ends_a_head(&self) -> bool {
+        self.text.windows(4).any(|window| window == b"\r\n\r\n")
+    }
+
     /// Returns the bytes, with a header line (or nothing) where there is room for one.
     pub(super) fn bytes(&self, line: &str) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.text.len());
