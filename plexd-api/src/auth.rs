@@ -5,17 +5,26 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
-use plexd_proto::transport::PeerCredentials;
+use plexd_proto::transport::{ClientSocket, PeerCredentials};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 /// At the other end of a connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Caller {
-    /// A process on `api.sock`, as it was when it connected.
-    Local(Arc<PeerCredentials>),
+    /// A process on `api.sock`.
+    Local(Arc<LocalClient>),
     /// A TCP client.
     Tcp,
+}
+
+/// A process on `api.sock`.
+#[derive(Debug)]
+pub struct LocalClient {
+    /// Who it was when it connected.
+    pub peer: PeerCredentials,
+    /// Its connection, for plexd-core to see for itself.
+    pub socket: ClientSocket,
 }
 
 /// What a route asks of its caller.

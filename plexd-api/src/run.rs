@@ -131,7 +131,7 @@ fn allow_descriptors(limits: Limits) -> anyhow::Result<Limits> {
 async fn serve(config: &Config, acquired: Acquired) -> anyhow::Result<()> {
     let shutdown = CancellationToken::new();
     let mirror = Arc::new(Mirror::new());
-    let (core, carrier) = Core::new(&config.core.socket, Arc::clone(&mirror));
+    let (core, carrier) = Core::new(&config.core, Arc::clone(&mirror));
     let max_report_bytes = usize::try_from(config.node_api.max_report_bytes)?;
     let api = Arc::new(Api {
         mirror: Arc::clone(&mirror),

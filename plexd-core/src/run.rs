@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use caps::Capability;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use plexd_proto::access::Gate;
 use plexd_proto::admin::v1::admin_server::AdminServer;
 use plexd_proto::memory;
@@ -34,7 +35,9 @@ use crate::kernel::changes::{LinkChanges, Watched};
 use crate::kernel::network::RtNetlink;
 use crate::kernel::nft::NfTables;
 use crate::kernel::wireguard::{self, Prepared};
-use crate::node_state::{self, Auditor, NodeStateService, SecretReader, SecretRules, Sidecar, TokenSource};
+use crate::node_state::{
+    self, Auditor, NodeStateService, Proofs, SecretReader, SecretRules, Sidecar, TokenSource,
+};
 use crate::reconcile::{Kernel, KernelChange, Mesh, Reconciler, Wiring};
 use crate::reports::{ReportSync, Reports};
 use crate::state::State;
@@ -60,6 +63,17 @@ const TOKEN_PERIOD: Duration = Duration::from_mins(1);
 /// How long threads have to finish once everything has stopped.
 const THREADS_DEADLINE: Duration = Duration::from_secs(1);
 
+/// Sockets of clients that plexd-api shows at a time: two streams' reads under way, the second's while it restarts.
+const CLIENT_SOCKETS: usize = 2 * plexd_proto::node::MAX_READS_UNDER_WAY;
+
+/// File descriptors for everything else, what a sidecar gone mad passes for sockets of clients among it.
+const OTHER_DESCRIPTORS: usize = 4 * 1024;
+
+/// Connections of the sidecar, and calls on each of them: it has one with a handful, and one more while it restarts. What is
+/// half sent of each is kept.
+const SIDECAR_CONNECTIONS: usize = 4;
+const SIDECAR_CALLS: u32 = 16;
+
 /// Which capability which feature needs; nothing else is kept (contract, section 1).
 const CAPABILITIES: &[(&str, Capability)] = &[("mesh and policy", Capability::CAP_NET_ADMIN)];
 
@@ -67,6 +81,9 @@ const CAPABILITIES: &[(&str, Capability)] = &[("mesh and policy", Capability::CA
 struct Acquired {
     core_socket: StdListener,
     admin_socket: StdListener,
+    proof_socket: StdListener,
+    /// Room for sockets of clients.
+    client_sockets: usize,
     sidecar: Sidecar,
     administrators: Administrators,
     secrets: SecretRules,
@@ -153,12 +170,29 @@ fn acquire_all(config: &Config) -> anyhow::Result<Acquired> {
             &config.sockets.admin_socket,
             SocketOwner { uid: user.uid, gid: admin_group, mode: SOCKET_MODE },
         )?,
+        proof_socket: acquire(
+            "proof",
+            &config.sockets.proof_socket,
+            SocketOwner { uid: user.uid, gid: api.gid, mode: SOCKET_MODE },
+        )?,
+        client_sockets: allow_descriptors()?,
         sidecar: Sidecar { uid: api.uid.as_raw() },
         administrators: Administrators { gid: admin_group.as_raw() },
     };
     let keep: Vec<Capability> = CAPABILITIES.iter().map(|(_, capability)| *capability).collect();
     privilege::drop_to(&user, &keep)?;
     Ok(acquired)
+}
+
+/// Raises the soft limit of open files, and returns how many of them may be sockets of clients: fewer where the hard limit is
+/// too low, so that core never lacks those it needs itself.
+fn allow_descriptors() -> anyhow::Result<usize> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("cannot read the limit of open files")?;
+    let allowed = u64::try_from(CLIENT_SOCKETS + OTHER_DESCRIPTORS)?.min(hard);
+    if soft < allowed {
+        setrlimit(Resource::RLIMIT_NOFILE, allowed, hard).context("cannot raise the limit of open files")?;
+    }
+    Ok(CLIENT_SOCKETS.min(usize::try_from(allowed)? / 2))
 }
 
 /// What is on disk, opened.
@@ -190,11 +224,14 @@ async fn serve(config: Arc<Config>, acquired: Acquired) -> anyhow::Result<()> {
     };
     // First of all: applications need what is on disk, and wait neither for the kernel nor for the control plane.
     let auditor = Auditor::new(Arc::clone(&clock) as _, machine.hostname());
+    let proofs = Proofs::new(&config.node_api.socket, acquired.client_sockets);
+    supervisor
+        .spawn("proof", proofs.clone().serve(acquired.proof_socket, acquired.sidecar.uid, shutdown.clone()));
     let node_state = NodeStateService::new(
         opened.state.desired(),
         opened.identity.clone(),
         opened.reports.clone(),
-        SecretReader::new(client.clone(), opened.identity.clone(), secrets, api_token.watch()),
+        SecretReader::new(client.clone(), opened.identity.clone(), secrets, api_token.watch(), proofs),
         auditor.clone(),
     );
     let served =
@@ -281,10 +318,12 @@ fn serve_sidecar(
     let service = NodeStateServer::new(service)
         .max_decoding_message_size(node_state::largest_request(config.node_api.max_report_bytes))
         .max_encoding_message_size(node_state::MAX_MESSAGE);
+    let incoming = Incoming::new(socket)?.at_most(SIDECAR_CONNECTIONS);
     let server = Server::builder()
+        .max_concurrent_streams(SIDECAR_CALLS)
         .layer(Gate::new(node_state::RULES, sidecar))
         .add_service(service)
-        .serve_with_incoming_shutdown(Incoming::new(socket)?, stopped(&supervisor.shutdown()));
+        .serve_with_incoming_shutdown(incoming, stopped(&supervisor.shutdown()));
     let complete = Shutdown::new();
     let ended = complete.clone();
     supervisor.spawn("node_state", async move {

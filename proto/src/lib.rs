@@ -43,6 +43,7 @@ pub mod access;
 mod explain;
 pub mod memory;
 pub mod privilege;
+pub mod proof;
 mod redact;
 pub mod settings;
 pub mod transport;

@@ -81,10 +81,18 @@ pub struct CoreSockets {
 
 impl Default for CoreSockets {
     fn default() -> Self {
+        Self::within(Path::new("/run/plexd"))
+    }
+}
+
+impl CoreSockets {
+    /// Returns sockets of the default names, all in `folder`.
+    pub fn within(folder: &Path) -> Self {
+        let within = |name| folder.join(name);
         Self {
-            socket: "/run/plexd/core.sock".into(),
-            admin_socket: "/run/plexd/admin.sock".into(),
-            proof_socket: "/run/plexd/proof.sock".into(),
+            socket: within("core.sock"),
+            admin_socket: within("admin.sock"),
+            proof_socket: within("proof.sock"),
         }
     }
 }

@@ -12,17 +12,16 @@ mod writes;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use plexd_proto::node::v1::node_state_client::NodeStateClient;
-use plexd_proto::node::v1::secret_read::Caller;
 use plexd_proto::node::v1::{
     CountReportsRequest, CountReportsResponse, LocalCaller, ReportRefusal, Secret, SecretRefusal,
 };
-use plexd_proto::transport;
+use plexd_proto::settings::CoreSockets;
+use plexd_proto::transport::{self, ClientSocket};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -81,6 +80,15 @@ pub enum CallError<R: std::fmt::Debug> {
     Refused(R),
 }
 
+/// What shows core who reads a secret.
+#[derive(Debug)]
+pub enum Proof {
+    /// The client's connection to `api.sock`.
+    Socket(ClientSocket),
+    /// The bearer token that a TCP client presented.
+    Token(Bytes),
+}
+
 /// A report to be written.
 #[derive(Debug)]
 pub struct Report {
@@ -95,18 +103,19 @@ pub struct Report {
 }
 
 impl Core {
-    /// Creates a way to the core that listens at `socket`, and what is to be run for it; what core answers to writes shows
+    /// Creates a way to the core that listens at `sockets`, and what is to be run for it; what core answers to writes shows
     /// in `mirror` at once.
-    pub fn new(socket: &Path, mirror: Arc<Mirror>) -> (Self, Carrier) {
-        let client = NodeStateClient::new(transport::connect(socket)).max_decoding_message_size(MAX_MESSAGE);
+    pub fn new(sockets: &CoreSockets, mirror: Arc<Mirror>) -> (Self, Carrier) {
+        let client = NodeStateClient::new(transport::connect(&sockets.socket));
+        let client = client.max_decoding_message_size(MAX_MESSAGE);
         let (writer, queue) = Writer::new(client.clone(), mirror);
-        let (reader, reads) = Reader::new(client.clone());
+        let (reader, reads) = Reader::new(client.clone(), &sockets.proof_socket);
         (Self { client, reads, writes: queue, denials: Arc::default() }, Carrier { reader, writer })
     }
 
-    /// Fetches a secret for `caller`.
-    pub async fn secret(&self, key: String, caller: Caller) -> Result<Secret, CallError<SecretRefusal>> {
-        tokio::time::timeout(SECRET_DEADLINE, self.reads.read(key, caller)).await.unwrap_or_else(|_| {
+    /// Fetches a secret for whom `proof` shows.
+    pub async fn secret(&self, key: String, proof: Proof) -> Result<Secret, CallError<SecretRefusal>> {
+        tokio::time::timeout(SECRET_DEADLINE, self.reads.read(key, proof)).await.unwrap_or_else(|_| {
             tracing::debug!(seconds = SECRET_DEADLINE.as_secs(), "secret not answered in time");
             Err(CallError::late())
         })

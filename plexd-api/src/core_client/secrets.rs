@@ -1,9 +1,12 @@
-//! Reads of secrets on their way to plexd-core: one stream for all of them, so that neither process pays for a call each.
+//! Reads of secrets on their way to plexd-core: one stream for all of them, so that neither process pays for a call each,
+//! and beside it one connection to `proof.sock`, on which core is shown the socket of each client, before its read.
 //! Every read is a request of its own there, answered when it has ended. When its client leaves, core is told and breaks it
 //! off. When the stream breaks, what was not answered failed. It is ended when nothing is read for a moment: its buffers
 //! have had secrets in them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -12,16 +15,18 @@ use plexd_proto::node::v1::node_state_client::NodeStateClient;
 use plexd_proto::node::v1::secret_answer::Result as Answered;
 use plexd_proto::node::v1::secret_read::Caller;
 use plexd_proto::node::v1::{
-    ReadSecretsRequest, ReadSecretsResponse, Secret, SecretAnswer, SecretRead, SecretRefusal,
+    ReadSecretsRequest, ReadSecretsResponse, Secret, SecretAnswer, SecretRead, SecretRefusal, ShownCaller,
+    TcpCaller,
 };
 use plexd_proto::node::{MAX_READS, MAX_READS_UNDER_WAY};
+use plexd_proto::proof::Prover;
 use tokio::sync::{Notify, mpsc, oneshot};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
-use super::{CallError, refused};
+use super::{CallError, Proof, refused};
 
 /// Reads that wait to be sent; who comes after them waits to be one.
 const QUEUE: usize = 1024;
@@ -31,6 +36,12 @@ const MESSAGES: usize = 2 * MAX_READS_UNDER_WAY;
 
 /// How long core may take to open a stream.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long core may take to greet.
+const GREETING_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How soon proofs are tried again that core's socket had no room for.
+const RETRY: Duration = Duration::from_millis(1);
 
 /// How long a stream stays on which nothing is under way.
 const IDLE: Duration = Duration::from_millis(500);
@@ -42,7 +53,7 @@ type Answer = Result<Secret, CallError<SecretRefusal>>;
 #[derive(Debug)]
 pub(super) struct Waiting {
     key: String,
-    caller: Caller,
+    proof: Proof,
     reply: oneshot::Sender<Answer>,
     id: u64,
 }
@@ -87,12 +98,12 @@ pub(super) struct Reads {
 }
 
 impl Reads {
-    /// Has the secret `key` read for `caller`.
-    pub(super) async fn read(&self, key: String, caller: Caller) -> Answer {
+    /// Has the secret `key` read for whom `proof` shows.
+    pub(super) async fn read(&self, key: String, proof: Proof) -> Answer {
         let gone = || CallError::Unavailable("nobody carries reads to it".into());
         let (reply, answer) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let waiting = Waiting { key, caller, reply, id };
+        let waiting = Waiting { key, proof, reply, id };
         self.queue.send(waiting).await.map_err(|_| gone())?;
         let mut interest = Interest { id, left: &self.left, answered: false };
         let answer = answer.await;
@@ -105,6 +116,7 @@ impl Reads {
 #[derive(Debug)]
 pub(super) struct Reader {
     client: NodeStateClient<Channel>,
+    proof_socket: PathBuf,
     queue: mpsc::Receiver<Waiting>,
     left: Arc<Left>,
 }
@@ -112,30 +124,58 @@ pub(super) struct Reader {
 /// One stream, with what is under way on it.
 struct Conversation {
     messages: mpsc::Sender<ReadSecretsRequest>,
+    prover: Prover,
+    /// Whether core has heard the ticket.
+    begun: bool,
+    /// Reads whose clients are not shown yet, in their order.
+    waiting: VecDeque<Waiting>,
     under_way: BTreeMap<u64, oneshot::Sender<Answer>>,
 }
 
 impl Reader {
-    pub(super) fn new(client: NodeStateClient<Channel>) -> (Self, Reads) {
+    pub(super) fn new(client: NodeStateClient<Channel>, proof_socket: &Path) -> (Self, Reads) {
         let (sender, queue) = mpsc::channel(QUEUE);
         let left = Arc::<Left>::default();
-        (Self { client, queue, left: Arc::clone(&left) }, Reads { queue: sender, left, next: Arc::default() })
+        let reader = Self { client, proof_socket: proof_socket.into(), queue, left: Arc::clone(&left) };
+        (reader, Reads { queue: sender, left, next: Arc::default() })
     }
 
     /// Carries reads as long as anybody may have some. Core is asked for a stream with the first read, and again with the
     /// first after that ended.
     pub(super) async fn run(&mut self) {
         while let Some(first) = self.queue.recv().await {
+            let connected = timeout(GREETING_DEADLINE, Prover::connect(&self.proof_socket)).await;
+            let reads = self.gather(first, MAX_READS_UNDER_WAY);
+            let prover = match connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
+                Ok(prover) => prover,
+                Err(error) => {
+                    tracing::debug!(%error, "core does not greet on proof.sock");
+                    for waiting in reads {
+                        waiting.fail("proof.sock");
+                    }
+                    continue;
+                }
+            };
             let (messages, outgoing) = mpsc::channel(MESSAGES);
-            let mut conversation = Conversation { messages, under_way: BTreeMap::new() };
-            let end = match conversation.send(self.gather(first, MAX_READS_UNDER_WAY), Vec::new()) {
+            let mut conversation = Conversation {
+                messages,
+                prover,
+                begun: false,
+                waiting: VecDeque::new(),
+                under_way: BTreeMap::new(),
+            };
+            let end = match conversation.send(reads, Vec::new()) {
                 Ok(()) => self.converse(&mut conversation, outgoing).await,
                 Err(status) => status,
             };
             let (code, message) = (end.code(), end.message());
             tracing::debug!(?code, message, "no more secrets on this stream from core");
+            let why = format!("{code:?}");
+            for waiting in conversation.waiting {
+                waiting.fail(&why);
+            }
             for reply in conversation.under_way.into_values() {
-                let _ = reply.send(Err(CallError::Unavailable(format!("{code:?}"))));
+                let _ = reply.send(Err(CallError::Unavailable(why.clone())));
             }
         }
     }
@@ -154,7 +194,8 @@ impl Reader {
                 Err(_) => return Status::deadline_exceeded("the stream was not opened in time"),
             };
         loop {
-            let room = MAX_READS_UNDER_WAY - conversation.under_way.len();
+            let waits = !conversation.waiting.is_empty();
+            let room = MAX_READS_UNDER_WAY - conversation.under_way.len() - conversation.waiting.len();
             // Cancel safe: a message of the stream that is not complete stays with the stream, a read in the queue, and who
             // has left in the list.
             let sent = tokio::select! {
@@ -162,7 +203,7 @@ impl Reader {
                 answer = answers.message() => match answer {
                     Ok(Some(answer)) => {
                         answer.answers.into_iter().for_each(|answer| conversation.settle(answer));
-                        Ok(())
+                        conversation.send(Vec::new(), Vec::new())
                     }
                     Ok(None) => return Status::unavailable("core ended the stream"),
                     Err(status) => return status,
@@ -172,7 +213,8 @@ impl Reader {
                     Some(first) => conversation.send(self.gather(first, room), Vec::new()),
                     None => return Status::cancelled("nobody reads any more"),
                 },
-                () = sleep(IDLE), if conversation.under_way.is_empty() => {
+                () = sleep(RETRY), if waits => conversation.send(Vec::new(), Vec::new()),
+                () = sleep(IDLE), if !waits && conversation.under_way.is_empty() => {
                     return Status::ok("nothing is read at present");
                 }
             };
@@ -196,19 +238,52 @@ impl Reader {
     }
 }
 
+impl Waiting {
+    fn fail(self, why: &str) {
+        let _ = self.reply.send(Err(CallError::Unavailable(why.to_owned())));
+    }
+}
+
 impl Conversation {
-    /// Sends a message with `reads`, and with those of `left` that are under way, if there are any.
+    /// Shows core the clients of `reads`, and of those that wait, as far as there is room, and sends a message with these
+    /// reads and with those of `left` that are under way, if there are any.
     fn send(&mut self, reads: Vec<Waiting>, mut left: Vec<u64>) -> Result<(), Status> {
+        self.waiting.extend(reads);
         left.retain(|id| self.under_way.remove(id).is_some());
-        let mut message = ReadSecretsRequest { reads: Vec::with_capacity(reads.len()), given_up: left };
-        for Waiting { key, caller, reply, id } in reads {
-            message.reads.push(SecretRead { id, key, caller: Some(caller) });
-            self.under_way.insert(id, reply);
+        let mut message = ReadSecretsRequest { reads: Vec::new(), given_up: left, ..Default::default() };
+        while message.reads.len() < MAX_READS
+            && let Some(next) = self.waiting.pop_front()
+        {
+            // Nothing is asked for who has left.
+            if next.reply.is_closed() {
+                continue;
+            }
+            let Some(caller) = self.shown(&next)? else {
+                self.waiting.push_front(next);
+                break;
+            };
+            message.reads.push(SecretRead { id: next.id, key: next.key, caller: Some(caller) });
+            self.under_way.insert(next.id, next.reply);
         }
         if message.reads.is_empty() && message.given_up.is_empty() {
             return Ok(());
         }
+        if !std::mem::replace(&mut self.begun, true) {
+            message.ticket = self.prover.ticket().as_bytes().to_vec().into();
+        }
         self.messages.try_send(message).map_err(|_| Status::unavailable("core takes no more"))
+    }
+
+    /// Shows core the client of a read that is sent next; returns how the read names it, `None` if there is no room.
+    fn shown(&self, waiting: &Waiting) -> Result<Option<Caller>, Status> {
+        Ok(match &waiting.proof {
+            Proof::Token(token) => Some(Caller::Tcp(TcpCaller { token: token.clone() })),
+            Proof::Socket(socket) => {
+                let sent = self.prover.send(waiting.id, socket);
+                sent.map_err(|_| Status::unavailable("core takes no more proofs"))?
+                    .then_some(Caller::Shown(ShownCaller {}))
+            }
+        })
     }
 
     fn settle(&mut self, answer: SecretAnswer) {

@@ -42,7 +42,7 @@ impl Bodies {
     /// Waits for room for a body of `bytes` from `caller`; there never is any for more than the largest.
     pub(super) async fn room(&self, caller: &Caller, bytes: usize) -> Room {
         let uid = match caller {
-            Caller::Local(peer) => Some(peer.uid),
+            Caller::Local(client) => Some(client.peer.uid),
             Caller::Tcp => None,
         };
         // The caller's own share first: who waits for it holds nothing of what is for all.
@@ -71,12 +71,15 @@ async fn acquire(semaphore: Arc<Semaphore>, bytes: usize) -> Option<OwnedSemapho
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use plexd_proto::transport::PeerCredentials;
+    use plexd_proto::transport::{ClientSocket, PeerCredentials};
 
     use super::*;
+    use crate::auth::LocalClient;
 
     fn user(uid: u32) -> Caller {
-        Caller::Local(Arc::new(PeerCredentials { uid, gid: uid, pid: 1, groups: Vec::new() }))
+        let peer = PeerCredentials { uid, gid: uid, pid: 1, groups: Vec::new() };
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        Caller::Local(Arc::new(LocalClient { peer, socket: ClientSocket::new(socket) }))
     }
 
     /// Returns the room, if there is some at once.

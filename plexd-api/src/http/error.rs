@@ -143,7 +143,9 @@ impl From<CallError<SecretRefusal>> for ApiError {
             CallError::Unavailable(_) | CallError::Refused(SecretRefusal::Unspecified) => {
                 Self::CoreUnavailable
             }
-            CallError::Refused(SecretRefusal::NotPermitted | SecretRefusal::Forbidden) => Self::Forbidden,
+            CallError::Refused(
+                SecretRefusal::NotPermitted | SecretRefusal::Forbidden | SecretRefusal::Unproven,
+            ) => Self::Forbidden,
             CallError::Refused(SecretRefusal::NotFound) => Self::NotFound,
             CallError::Refused(SecretRefusal::ControlPlaneUnavailable) => Self::ControlPlaneUnavailable,
             CallError::Refused(SecretRefusal::DecryptionFailed) => Self::DecryptionFailed,

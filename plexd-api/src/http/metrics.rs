@@ -157,7 +157,8 @@ fn now(age: Option<Duration>, reports: Option<CountReportsResponse>) -> Registry
 
 /// Answers a scrape: over TCP, and if there are to be figures.
 pub(super) async fn scrape(api: Arc<Api>, request: Request) -> Result<Response, ApiError> {
-    let metrics = api.metrics.as_ref().filter(|_| request.caller == Caller::Tcp).ok_or(ApiError::NotFound)?;
+    let metrics =
+        api.metrics.as_ref().filter(|_| matches!(request.caller, Caller::Tcp)).ok_or(ApiError::NotFound)?;
     let age = api.mirror.snapshot().map(|_| api.mirror.age().unwrap_or_default());
     // Without core there is nobody to ask, and the rest is worth as much.
     let reports = api.core.count_reports().await.ok();

@@ -182,7 +182,7 @@ fn admitted(api: &Arc<Api>, route: &Route, request: &Request) -> Result<Step, Ap
 
 fn admit(api: &Api, need: Need, request: &Request) -> Result<(), ApiError> {
     match &request.caller {
-        Caller::Local(peer) => api.rules.local(peer, need)?,
+        Caller::Local(client) => api.rules.local(&client.peer, need)?,
         Caller::Tcp => {
             let presented = bearer(request.headers()).ok_or(ApiError::Unauthorized)?;
             // Whether it is the token is not known before core was heard.
@@ -200,11 +200,12 @@ pub(super) mod tests {
     use http::StatusCode;
     use http::header::AUTHORIZATION;
     use http_body_util::Empty;
-    use plexd_proto::transport::PeerCredentials;
+    use plexd_proto::settings::CoreSockets;
+    use plexd_proto::transport::{ClientSocket, PeerCredentials};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::auth::Rules;
+    use crate::auth::{LocalClient, Rules};
     use crate::core_client::Core;
     use crate::http::{Bodies, Told};
     use crate::mirror::Mirror;
@@ -215,7 +216,8 @@ pub(super) mod tests {
     /// An API whose core is away and whose mirror is empty: whoever is let in finds nothing, with 400, 404, 405 or 503.
     fn api() -> Arc<Api> {
         let mirror = Arc::new(Mirror::new());
-        let (core, _) = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
+        let sockets = CoreSockets::within(Path::new("/nonexistent"));
+        let (core, _) = Core::new(&sockets, Arc::clone(&mirror));
         let rules = Rules { socket_gid: 900, secrets_gid: 901, tcp_secrets: true };
         let shutdown = CancellationToken::new();
         Arc::new(Api {
@@ -257,7 +259,9 @@ pub(super) mod tests {
     }
 
     fn local(groups: &[u32]) -> Caller {
-        Caller::Local(Arc::new(PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: groups.to_vec() }))
+        let peer = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups: groups.to_vec() };
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        Caller::Local(Arc::new(LocalClient { peer, socket: ClientSocket::new(socket) }))
     }
 
     #[tokio::test]

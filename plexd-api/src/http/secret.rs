@@ -5,8 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, ETAG};
 use http::{HeaderValue, Method, StatusCode};
-use plexd_proto::node::v1::secret_read::Caller as WireCaller;
-use plexd_proto::node::v1::{LocalCaller, Secret, TcpCaller};
+use plexd_proto::node::v1::{LocalCaller, Secret};
 use plexd_proto::transport::PeerCredentials;
 use zeroize::Zeroizing;
 
@@ -15,19 +14,20 @@ use super::error::ApiError;
 use super::message::{self, JSON, Request, Response};
 use super::{Api, key};
 use crate::auth::{Caller, bearer};
+use crate::core_client::Proof;
 use crate::mirror::json;
 
 /// Answers one secret. The route's need has been checked by the gate; core has the final say all the same.
 pub(super) async fn value(api: Arc<Api>, request: Request) -> Result<Response, ApiError> {
     let key = key::of(request.path())?;
-    let caller = match &request.caller {
-        Caller::Local(peer) => WireCaller::Local(local(peer)),
+    let proof = match &request.caller {
+        Caller::Local(client) => Proof::Socket(client.socket.clone()),
         Caller::Tcp => {
             let token = bearer(request.headers()).ok_or(ApiError::Unauthorized)?;
-            WireCaller::Tcp(TcpCaller { token: Bytes::copy_from_slice(token) })
+            Proof::Token(Bytes::copy_from_slice(token))
         }
     };
-    let (body, etag) = render(api.core.secret(key, caller).await?)?;
+    let (body, etag) = render(api.core.secret(key, proof).await?)?;
     let mut response = if client_has(request.headers(), &etag) {
         message::empty(StatusCode::NOT_MODIFIED)
     } else {
@@ -49,7 +49,7 @@ pub(super) fn refused(api: &Api, request: &Request, error: ApiError) {
         && let Ok(key) = key::of(request.path())
     {
         let caller = match &request.caller {
-            Caller::Local(peer) => Some(local(peer)),
+            Caller::Local(client) => Some(local(&client.peer)),
             Caller::Tcp => None,
         };
         api.core.denied(key, caller);

@@ -2,7 +2,7 @@
 //! stream that lags when told to.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +17,10 @@ use plexd_proto::node::v1::{
     SecretRead, SecretRefusal, WatchRequest, WatchResponse, WriteReportsRequest, WriteReportsResponse,
     report_outcome, report_write,
 };
+use plexd_proto::proof::Ticket;
+use plexd_proto::settings::CoreSockets;
 use plexd_proto::transport::{self, Incoming, SocketOwner};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -50,29 +53,33 @@ pub(crate) struct Store {
 /// The core. Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct FakeCore {
-    socket: PathBuf,
+    sockets: CoreSockets,
     store: Arc<Mutex<Store>>,
     stop: CancellationToken,
 }
 
 impl FakeCore {
-    pub(crate) fn new(socket: PathBuf) -> Self {
-        Self { socket, store: Arc::default(), stop: CancellationToken::new() }
+    /// Makes one whose sockets are in `folder`.
+    pub(crate) fn new(folder: &Path) -> Self {
+        Self { sockets: CoreSockets::within(folder), store: Arc::default(), stop: CancellationToken::new() }
     }
 
     pub(crate) fn store(&self) -> std::sync::MutexGuard<'_, Store> {
         self.store.lock().unwrap()
     }
 
-    pub(crate) fn socket(&self) -> &Path {
-        &self.socket
+    pub(crate) fn sockets(&self) -> &CoreSockets {
+        &self.sockets
     }
 
     /// Starts to listen.
     pub(crate) fn start(&mut self) {
         self.stop = CancellationToken::new();
         let owner = SocketOwner { uid: nix::unistd::geteuid(), gid: nix::unistd::getegid(), mode: 0o600 };
-        let listener = Incoming::new(transport::bind(&self.socket, owner).unwrap()).unwrap();
+        let listen = |path| transport::bind(path, owner).unwrap();
+        let listener = Incoming::new(listen(&self.sockets.socket)).unwrap();
+        let proofs = Incoming::with_descriptors(listen(&self.sockets.proof_socket)).unwrap();
+        tokio::spawn(self.stop.clone().run_until_cancelled_owned(greet(proofs)));
         let service = NodeStateServer::new(self.clone()).max_decoding_message_size(72 * 1024 * 1024);
         let stopped = self.stop.clone().cancelled_owned();
         let server = tonic::transport::Server::builder().add_service(service);
@@ -88,6 +95,16 @@ impl FakeCore {
     /// Sends a piece to everyone who watches.
     pub(crate) fn tell(&self, reset: bool, changes: Vec<Wire>, complete: bool) {
         self.store().tell(&piece(reset, changes, complete));
+    }
+}
+
+/// Greets whoever comes, and believes the sidecar.
+async fn greet(mut incoming: Incoming) {
+    let mut connections = Vec::new();
+    loop {
+        let (mut connection, _) = incoming.accept().await;
+        connection.write_all(&Ticket::new([0; 16]).greeting()).await.unwrap();
+        connections.push(connection);
     }
 }
 

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plexd_api::auth::{Caller, Rules};
+use plexd_api::auth::{Caller, LocalClient, Rules};
 use plexd_api::core_client::{Core, follow};
 use plexd_api::http::{Api, Bodies, Limits, Metrics, Server, Told};
 use plexd_api::mirror::Mirror;
 use plexd_proto::node::v1::change::Change as Wire;
 use plexd_proto::node::v1::{DataEntry, Metadata, Node as NodeIdentity, SecretRef, TcpAccess};
-use plexd_proto::transport::{self, Incoming, PeerCredentials, SocketOwner};
+use plexd_proto::transport::{self, ClientSocket, Incoming, PeerCredentials, SocketOwner};
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -58,14 +58,14 @@ impl Default for Setup {
 impl Setup {
     pub(crate) async fn start(self) -> Node {
         let folder = tempfile::tempdir().unwrap();
-        let mut core = FakeCore::new(folder.path().join("core.sock"));
+        let mut core = FakeCore::new(folder.path());
         core.store().state = self.state;
         if self.core {
             core.start();
         }
         let mirror = Arc::new(Mirror::new());
         let shutdown = CancellationToken::new();
-        let (client, carrier) = Core::new(core.socket(), Arc::clone(&mirror));
+        let (client, carrier) = Core::new(core.sockets(), Arc::clone(&mirror));
         tokio::spawn(carrier.run(CancellationToken::new()));
         tokio::spawn(follow(client.clone(), Arc::clone(&mirror), shutdown.clone()));
         let rules = Rules {
@@ -119,7 +119,10 @@ impl Node {
     pub(crate) fn client_as(&self, uid: u32, groups: &[u32]) -> Client {
         let peer = PeerCredentials { uid, gid: uid, pid: 42, groups: groups.to_vec() };
         let (client, server) = tokio::io::duplex(64 * 1024);
-        self.server.accept(server, Caller::Local(Arc::new(peer)));
+        // Shown to core as the client's, who does not look at it here.
+        let (socket, _) = std::os::unix::net::UnixStream::pair().unwrap();
+        let caller = LocalClient { peer, socket: ClientSocket::new(socket) };
+        self.server.accept(server, Caller::Local(Arc::new(caller)));
         Client::new(client)
     }
 

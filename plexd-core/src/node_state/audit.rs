@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use plexd_proto::node::v1::secret_read::Caller;
-use plexd_proto::node::v1::{DeniedRead, LocalCaller, SecretRead, SecretRefusal};
+use plexd_proto::node::v1::{DeniedRead, SecretRefusal};
+use plexd_proto::transport::PeerCredentials;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::places::Requester;
-use super::secrets::MAX_KEY;
+use super::secrets::{Asker, MAX_KEY};
 use crate::control::batch::{BatchSender, Limits, Queue, Uplink};
 use crate::control::session::Session;
 use crate::control::wire::AuditEntry;
@@ -98,7 +98,7 @@ enum Outcome {
 #[derive(Debug)]
 pub(super) struct Read<'a> {
     auditor: &'a Auditor,
-    requester: Option<Requester>,
+    requester: Requester,
     about: Option<About>,
 }
 
@@ -139,21 +139,28 @@ impl Auditor {
         tokio::try_join!(sender.run(complete.clone()), sums).map(drop)
     }
 
-    /// Notes that a read begins.
-    pub(super) fn begin(&self, request: &SecretRead) -> Read<'_> {
-        let subject = match &request.caller {
-            Some(Caller::Local(caller)) => Subject::of(caller),
-            Some(Caller::Tcp(_)) => Subject::TCP,
-            None => Subject::Via { via: "unknown" },
+    /// Notes that `asker` begins to read `key`: who core sees, not who it was told.
+    pub(super) fn begin(&self, asker: &Asker, key: &str) -> Read<'_> {
+        let subject = match asker {
+            Asker::Local(client) => Subject::of(&client.peer),
+            Asker::Tcp(_) => Subject::TCP,
+            Asker::Unknown(_) => Subject::UNKNOWN,
         };
-        let about = About { at: self.shared.clock.now(), subject, key: recorded_key(&request.key) };
-        Read { auditor: self, requester: request.caller.as_ref().map(Requester::of), about: Some(about) }
+        self.begin_of(asker.requester(), subject, key)
+    }
+
+    fn begin_of(&self, requester: Requester, subject: Subject, key: &str) -> Read<'_> {
+        let about = About { at: self.shared.clock.now(), subject, key: recorded_key(key) };
+        Read { auditor: self, requester, about: Some(about) }
     }
 
     /// Notes reads that the sidecar refused.
     pub(super) fn denied(&self, read: &DeniedRead) {
         let (requester, subject) = match &read.local {
-            Some(caller) => (Requester::Uid(caller.uid), Subject::of(caller)),
+            Some(caller) => {
+                let (uid, gid, pid) = (caller.uid, caller.gid, caller.pid);
+                (Requester::Uid(uid), Subject::Local { uid, gid, pid })
+            }
             None => (Requester::Tcp, Subject::TCP),
         };
         let now = self.shared.clock.now();
@@ -236,9 +243,12 @@ impl Read<'_> {
     pub(super) fn ended<T>(mut self, result: &Result<T, SecretRefusal>) {
         self.record(match result {
             Ok(_) => Outcome::Success,
-            Err(SecretRefusal::NotPermitted | SecretRefusal::BadToken | SecretRefusal::Forbidden) => {
-                Outcome::Denied
-            }
+            Err(
+                SecretRefusal::NotPermitted
+                | SecretRefusal::BadToken
+                | SecretRefusal::Forbidden
+                | SecretRefusal::Unproven,
+            ) => Outcome::Denied,
             Err(
                 SecretRefusal::Unspecified
                 | SecretRefusal::NotFound
@@ -251,9 +261,9 @@ impl Read<'_> {
 
     fn record(&mut self, outcome: Outcome) {
         let Some(about) = self.about.take() else { return };
-        match (outcome, self.requester) {
-            (Outcome::Denied, Some(requester)) => self.auditor.deny(requester, about, 1),
-            _ => self.auditor.record(&about, outcome, 1),
+        match outcome {
+            Outcome::Denied => self.auditor.deny(self.requester, about, 1),
+            Outcome::Success | Outcome::Error => self.auditor.record(&about, outcome, 1),
         }
     }
 }
@@ -272,9 +282,10 @@ impl Window {
 
 impl Subject {
     const TCP: Self = Self::Via { via: "tcp" };
+    const UNKNOWN: Self = Self::Via { via: "unknown" };
 
-    fn of(caller: &LocalCaller) -> Self {
-        Self::Local { uid: caller.uid, gid: caller.gid, pid: caller.pid }
+    fn of(peer: &PeerCredentials) -> Self {
+        Self::Local { uid: peer.uid, gid: peer.gid, pid: peer.pid }
     }
 }
 

@@ -1,19 +1,24 @@
-//! What core serves to the sidecar on core.sock: the state as a stream ([`watch`]), secrets on demand ([`reads`], [`secrets`]), each
-//! read with its record ([`audit`]), and a place for reports ([`writes`]). Core parses nothing of what applications send but
-//! these fixed messages.
+//! What core serves to the sidecar on core.sock: the state as a stream ([`watch`]), secrets on demand ([`reads`], [`secrets`]) to
+//! callers whom core sees by itself ([`proofs`], [`witness`]), each read with its record ([`audit`]), and a place for reports
+//! ([`writes`]). Core parses nothing of what applications send but these fixed messages.
 
 mod audit;
+mod custody;
 mod places;
+mod proofs;
 mod reads;
 mod secrets;
 mod service;
 mod token;
+mod turns;
 mod watch;
+mod witness;
 mod writes;
 
 use plexd_proto::node::MAX_WRITES_BYTES;
 
 pub use audit::Auditor;
+pub use proofs::Proofs;
 pub use secrets::{SecretReader, SecretRules};
 pub use service::{NodeStateService, RULES, Sidecar, Who};
 pub use token::{ApiToken, ApiTokenError, TokenSource};

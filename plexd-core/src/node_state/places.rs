@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use plexd_proto::node::v1::secret_read::Caller;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// Places in all.
@@ -20,15 +19,8 @@ pub(super) enum Requester {
     Uid(u32),
     /// All who come by TCP.
     Tcp,
-}
-
-impl Requester {
-    pub(super) fn of(caller: &Caller) -> Self {
-        match caller {
-            Caller::Local(caller) => Self::Uid(caller.uid),
-            Caller::Tcp(_) => Self::Tcp,
-        }
-    }
+    /// All of whom nothing is known.
+    Unknown,
 }
 
 #[derive(Debug)]

@@ -10,10 +10,13 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use plexd_proto::node::{MAX_READS, MAX_READS_UNDER_WAY, v1};
 use tokio::sync::watch;
 use tonic::Status;
+use v1::SecretRefusal;
 use v1::secret_answer::Result as Answered;
+use v1::secret_read::Caller;
 
 use super::audit::Auditor;
-use super::secrets::SecretReader;
+use super::proofs::Shown;
+use super::secrets::{Presented, SecretReader};
 use crate::identity::CurrentIdentity;
 
 /// Most answers in one message, and bytes of values past which it takes no more.
@@ -28,6 +31,8 @@ pub(super) struct Reading<S> {
     open: bool,
     secrets: SecretReader,
     auditor: Auditor,
+    /// Where local callers are shown.
+    shown: Option<Shown>,
     /// Gone with the process's other parts: then nothing more is read.
     identity: CurrentIdentity,
     under_way: FuturesUnordered<Abortable<BoxFuture<'static, v1::SecretAnswer>>>,
@@ -46,7 +51,7 @@ where
         identity: CurrentIdentity,
     ) -> Self {
         let (under_way, handles) = (FuturesUnordered::new(), BTreeMap::new());
-        Self { messages, open: true, secrets, auditor, identity, under_way, handles }
+        Self { messages, open: true, secrets, auditor, shown: None, identity, under_way, handles }
     }
 
     /// Returns what came of the reads, until the sidecar has no more, one of its messages is not what it must be, or the
@@ -101,7 +106,11 @@ where
     }
 
     fn take(&mut self, message: v1::ReadSecretsRequest) -> Result<(), Status> {
-        let v1::ReadSecretsRequest { reads, given_up } = message;
+        let v1::ReadSecretsRequest { reads, given_up, ticket } = message;
+        if !ticket.is_empty() {
+            let shown = self.secrets.proofs().claim(&ticket).filter(|_| self.shown.is_none());
+            self.shown = Some(shown.ok_or_else(|| Status::failed_precondition("not a ticket that waits"))?);
+        }
         // More than there may be would be the sidecar's mistake, and cost memory.
         if reads.len() > MAX_READS || self.handles.len() + reads.len() > MAX_READS_UNDER_WAY {
             return Err(Status::resource_exhausted("too many reads of secrets"));
@@ -111,23 +120,43 @@ where
                 handle.abort();
             }
         }
-        for read in reads {
+        for v1::SecretRead { id, key, caller } in reads {
+            let presented = self.presented(id, caller)?;
             let (handle, registration) = AbortHandle::new_pair();
-            if self.handles.insert(read.id, handle).is_some() {
+            if self.handles.insert(id, handle).is_some() {
                 return Err(Status::invalid_argument("two reads of secrets with one id"));
             }
-            let answered = answer(self.secrets.clone(), self.auditor.clone(), read);
+            let answered = answer(self.secrets.clone(), self.auditor.clone(), (id, key), presented);
             self.under_way.push(Abortable::new(answered.boxed(), registration));
         }
         Ok(())
     }
+
+    /// Returns what the caller of the read `id` has to show. Its socket was sent before the read.
+    fn presented(&self, id: u64, caller: Option<Caller>) -> Result<Presented, Status> {
+        Ok(match (caller, &self.shown) {
+            (Some(Caller::Tcp(caller)), _) => Presented::Token(caller.token),
+            (Some(Caller::Shown(_)), Some(shown)) => match shown.take(id) {
+                Ok(Some(socket)) => Presented::Socket(socket),
+                // Later there may be room.
+                Ok(None) => Presented::Nothing(SecretRefusal::Unspecified),
+                Err(_) => return Err(Status::failed_precondition("proof.sock does not go with the reads")),
+            },
+            (Some(Caller::Shown(_)), None) | (None, _) => Presented::Nothing(SecretRefusal::Unproven),
+        })
+    }
 }
 
 /// Reads one; what comes of it is recorded, also when this is dropped.
-async fn answer(secrets: SecretReader, auditor: Auditor, request: v1::SecretRead) -> v1::SecretAnswer {
-    let id = request.id;
-    let read = auditor.begin(&request);
-    let result = secrets.read(request).await;
+async fn answer(
+    secrets: SecretReader,
+    auditor: Auditor,
+    (id, key): (u64, String),
+    presented: Presented,
+) -> v1::SecretAnswer {
+    let asker = secrets.look(presented);
+    let read = auditor.begin(&asker, &key);
+    let result = secrets.read(key, &asker).await;
     read.ended(&result);
     let result = match result {
         Ok(secret) => Answered::Secret(secret),

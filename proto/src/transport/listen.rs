@@ -1,6 +1,7 @@
 //! The server's end of a Unix socket: made with owner, group and mode before anybody can reach it, and handing out
 //! connections together with the credentials of their peer.
 
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -8,17 +9,17 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 use tokio_stream::Stream;
-use tonic::transport::server::Connected;
 
-use super::PeerCredentials;
+use super::{Connection, PeerCredentials};
 
 /// Connections the kernel holds for us before they are accepted.
 const BACKLOG: i32 = 1024;
@@ -105,30 +106,76 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
 
 /// Accepted connections of a Unix socket, for a tonic server. A connection whose peer's credentials cannot be read is
 /// closed; an error of `accept(2)` that passes (no descriptors left, say) ends nothing.
-#[derive(Debug)]
 pub struct Incoming {
     listener: UnixListener,
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
+    places: Option<Arc<Semaphore>>,
+    /// The next connection's, as far as it is there.
+    place: Option<Claim>,
+}
+
+/// A place, or the wait for one.
+enum Claim {
+    Waits(Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>),
+    Taken(OwnedSemaphorePermit),
+}
+
+impl fmt::Debug for Incoming {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Incoming").field("listener", &self.listener).finish_non_exhaustive()
+    }
 }
 
 /// How long accepting pauses after `accept(2)` failed, so that it does not spin.
 const ACCEPT_PAUSE: std::time::Duration = std::time::Duration::from_millis(100);
 
 impl Incoming {
-    /// Takes over a listening socket, inside a tokio runtime.
+    /// Takes over a listening socket, inside a tokio runtime. Its clients cannot pass descriptors from now on, as far as the
+    /// kernel knows how to refuse them (Linux 6.16): they are for nobody, and could hold up who reads.
     ///
     /// # Errors
     /// If the runtime cannot register it.
     pub fn new(listener: StdListener) -> io::Result<Self> {
-        listener.set_nonblocking(true)?;
-        Ok(Self { listener: UnixListener::from_std(listener)?, pause: None })
+        plexd_sys::refuse_descriptors(&listener);
+        Self::with_descriptors(listener)
     }
-}
 
-impl Stream for Incoming {
-    type Item = io::Result<Connection>;
+    /// Takes over a listening socket whose clients may pass descriptors.
+    ///
+    /// # Errors
+    /// If the runtime cannot register it.
+    pub fn with_descriptors(listener: StdListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        Ok(Self { listener: UnixListener::from_std(listener)?, pause: None, places: None, place: None })
+    }
 
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+    /// Takes no more than `connections` at a time, as a stream; others wait in the kernel, whose queue is bounded as well.
+    #[must_use]
+    pub fn at_most(mut self, connections: usize) -> Self {
+        self.places = Some(Arc::new(Semaphore::new(connections)));
+        self
+    }
+
+    /// Accepts the next connection as a bare socket. Safe to cancel.
+    pub async fn accept(&mut self) -> (UnixStream, PeerCredentials) {
+        std::future::poll_fn(|cx| self.poll_accept(cx)).await
+    }
+
+    /// Is ready once there is a place for the next connection.
+    fn poll_place(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(places) = &self.places else { return Poll::Ready(()) };
+        let claim =
+            self.place.get_or_insert_with(|| Claim::Waits(Box::pin(Arc::clone(places).acquire_owned())));
+        if let Claim::Waits(waits) = claim {
+            // Places are never taken away: an error cannot be.
+            if let Ok(place) = std::task::ready!(waits.as_mut().poll(cx)) {
+                *claim = Claim::Taken(place);
+            }
+        }
+        Poll::Ready(())
+    }
+
+    fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<(UnixStream, PeerCredentials)> {
         loop {
             if let Some(pause) = self.pause.as_mut() {
                 std::task::ready!(pause.as_mut().poll(cx));
@@ -136,7 +183,7 @@ impl Stream for Incoming {
             }
             match std::task::ready!(self.listener.poll_accept(cx)) {
                 Ok((stream, _)) => match PeerCredentials::of(&stream) {
-                    Ok(peer) => return Poll::Ready(Some(Ok(Connection { stream, peer }))),
+                    Ok(peer) => return Poll::Ready((stream, peer)),
                     Err(error) => tracing::debug!(%error, "connection without credentials closed"),
                 },
                 Err(error) => {
@@ -148,60 +195,24 @@ impl Stream for Incoming {
     }
 }
 
-/// An accepted connection and who is at its other end. Requests that arrive on it carry the [`PeerCredentials`] as
-/// an extension.
-#[derive(Debug)]
-pub struct Connection {
-    stream: UnixStream,
-    peer: PeerCredentials,
-}
+impl Stream for Incoming {
+    type Item = io::Result<Connection>;
 
-impl Connected for Connection {
-    type ConnectInfo = PeerCredentials;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.peer.clone()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, data)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, data)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        std::task::ready!(self.poll_place(cx));
+        let (stream, peer) = std::task::ready!(self.poll_accept(cx));
+        let place = match self.place.take() {
+            Some(Claim::Taken(place)) => Some(place),
+            Some(Claim::Waits(_)) | None => None,
+        };
+        Poll::Ready(Some(Ok(Connection::new(stream, peer, place))))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use futures_util::{FutureExt, StreamExt};
+
     use super::*;
 
     fn me(mode: u32) -> SocketOwner {
@@ -218,6 +229,21 @@ mod tests {
         drop(listener);
         assert!(bind(&path, me(0o600)).is_ok());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn no_more_connections_are_taken_than_there_are_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        let mut incoming = Incoming::new(bind(&path, me(0o660)).unwrap()).unwrap().at_most(2);
+        let _clients: Vec<_> = (0..4).map(|_| StdStream::connect(&path).unwrap()).collect();
+        let mut taken = Vec::new();
+        for _ in 0..2 {
+            taken.push(incoming.next().await.unwrap().unwrap());
+        }
+        assert!(incoming.next().now_or_never().is_none());
+        taken.pop();
+        assert!(incoming.next().await.is_some());
     }
 
     #[test]

@@ -4,10 +4,12 @@
 
 mod acquire;
 mod connect;
+mod connection;
 mod listen;
 mod peer;
 
 pub use acquire::{AcquireError, acquire};
 pub use connect::connect;
-pub use listen::{BindError, Connection, Incoming, SocketOwner, bind};
+pub use connection::{ClientSocket, Connection};
+pub use listen::{BindError, Incoming, SocketOwner, bind};
 pub use peer::PeerCredentials;

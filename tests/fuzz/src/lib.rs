@@ -43,6 +43,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "conditions", run: targets::requests::conditions },
     Target { name: "report", run: targets::requests::report },
     Target { name: "rewriting", run: targets::requests::rewriting },
+    Target { name: "proof", run: targets::proof::proof },
 ];
 
 /// Returns the target of that name.

@@ -67,4 +67,4 @@ macro_rules! smoke {
 }
 
 smoke!(sse envelope event state register rotate heartbeat endpoint secret refusal policy texts config connection path
-    conditions report rewriting);
+    conditions report rewriting proof);

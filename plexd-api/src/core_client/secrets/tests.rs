@@ -1,9 +1,13 @@
 //! The way of reads to a core that does as the test says.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 
 use futures_util::FutureExt;
-use plexd_proto::node::v1::TcpCaller;
+use plexd_proto::proof::{self, ReceiveError};
+use plexd_proto::settings::CoreSockets;
+use plexd_proto::transport::ClientSocket;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::puppet::{self, Streams};
@@ -29,9 +33,9 @@ fn started(carrier: Carrier) -> DropGuard {
 impl Rig {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("core.sock");
-        let streams = puppet::serve(&socket);
-        let (core, carrier) = Core::new(&socket, Arc::new(Mirror::new()));
+        let sockets = CoreSockets::within(folder.path());
+        let streams = puppet::serve(&sockets);
+        let (core, carrier) = Core::new(&sockets, Arc::new(Mirror::new()));
         Self { core, streams, _folder: folder, _stop: started(carrier) }
     }
 
@@ -41,8 +45,12 @@ impl Rig {
 
     /// Begins to read `key`: it waits in the queue when this returns.
     fn read(&self, key: &str) -> Pending {
+        self.read_for(key, caller())
+    }
+
+    fn read_for(&self, key: &str, proof: Proof) -> Pending {
         let (core, key) = (self.core.clone(), key.to_owned());
-        let mut read = Box::pin(async move { core.secret(key, caller()).await });
+        let mut read = Box::pin(async move { core.secret(key, proof).await });
         assert!(read.as_mut().now_or_never().is_none());
         read
     }
@@ -50,13 +58,13 @@ impl Rig {
 
 type Pending = Pin<Box<dyn Future<Output = Answer>>>;
 
-fn caller() -> Caller {
-    Caller::Tcp(TcpCaller { token: "t".into() })
+fn caller() -> Proof {
+    Proof::Token("t".into())
 }
 
 /// Takes a message: ids by key, and those given up.
 async fn message(stream: &mut Stream) -> (BTreeMap<String, u64>, Vec<u64>) {
-    let ReadSecretsRequest { reads, given_up } = stream.message().await;
+    let ReadSecretsRequest { reads, given_up, .. } = stream.message().await;
     (reads.into_iter().map(|read| (read.key, read.id)).collect(), given_up)
 }
 
@@ -184,7 +192,7 @@ async fn a_stream_that_breaks_fails_what_is_under_way_and_the_next_read_asks_for
 #[tokio::test]
 async fn without_a_core_or_without_who_carries_a_read_fails_at_once() {
     let folder = tempfile::tempdir().unwrap();
-    let nowhere = folder.path().join("nowhere.sock");
+    let nowhere = CoreSockets::within(&folder.path().join("nowhere"));
     let (core, carrier) = Core::new(&nowhere, Arc::new(Mirror::new()));
     let stop = started(carrier);
     for _ in 0..3 {
@@ -193,4 +201,99 @@ async fn without_a_core_or_without_who_carries_a_read_fails_at_once() {
     drop(stop);
     let (core, _) = Core::new(&nowhere, Arc::new(Mirror::new()));
     assert!(matches!(core.secret("k".into(), caller()).await, Err(CallError::Unavailable(_))));
+}
+
+/// A client, and what shows it.
+fn client() -> (UnixStream, Proof) {
+    let (here, client) = UnixStream::pair().unwrap();
+    (client, Proof::Socket(ClientSocket::new(here)))
+}
+
+#[tokio::test]
+async fn each_client_is_shown_before_its_read_and_nobody_else_is() {
+    let mut rig = Rig::start();
+    let clients: Vec<_> = (0..5).map(|_| client()).collect();
+    let mut reads = Vec::new();
+    let mut ends = Vec::new();
+    for (n, (end, proof)) in clients.into_iter().enumerate() {
+        reads.push(rig.read_for(&format!("local{n}"), proof));
+        reads.push(rig.read(&format!("tcp{n}")));
+        ends.push(end);
+    }
+    // One that left before it was its turn.
+    drop(reads.remove(2));
+    let mut stream = rig.stream().await;
+    let connection = rig.streams.proofs.recv().await.unwrap();
+    let message = stream.message().await;
+    assert_eq!(message.ticket, puppet::TICKET.as_slice());
+    let mut shown = 0;
+    for read in &message.reads {
+        if !matches!(read.caller, Some(Caller::Shown(_))) {
+            continue;
+        }
+        // It is there already, and it is the one: what is written to it arrives at the client.
+        let (id, socket) = proof::receive(&connection).unwrap();
+        assert_eq!(id, read.id);
+        UnixStream::from(socket).write_all(read.key.as_bytes()).unwrap();
+        let n: usize = read.key.strip_prefix("local").unwrap().parse().unwrap();
+        let mut heard = vec![0; read.key.len()];
+        ends[n].read_exact(&mut heard).unwrap();
+        assert_eq!(heard, read.key.as_bytes());
+        shown += 1;
+    }
+    assert_eq!((shown, message.reads.len()), (4, 9));
+    assert!(matches!(proof::receive(&connection), Err(ReceiveError::Nothing)));
+    let later = rig.read("later");
+    assert!(stream.message().await.ticket.is_empty(), "once is enough");
+    drop((reads, later));
+}
+
+#[tokio::test]
+async fn more_proofs_than_there_is_room_for_wait_and_go_on_in_order() {
+    let mut rig = Rig::start();
+    let clients: Vec<_> = (0..600).map(|_| client()).collect();
+    let begin = clients.into_iter().map(|(end, proof)| {
+        let core = rig.core.clone();
+        async move {
+            let answer = core.secret("k".into(), proof).await;
+            drop(end);
+            answer
+        }
+    });
+    let mut reads = Box::pin(tokio::task::unconstrained(futures_util::future::join_all(begin)));
+    assert!(reads.as_mut().now_or_never().is_none());
+    let serve = async {
+        let mut stream = rig.streams.reads.recv().await.unwrap();
+        let connection = rig.streams.proofs.recv().await.unwrap();
+        let mut answered = 0;
+        while answered < 600 {
+            let ids: Vec<_> = stream.message().await.reads.into_iter().map(|read| read.id).collect();
+            for id in &ids {
+                assert_eq!(proof::receive(&connection).unwrap().0, *id);
+            }
+            answered += ids.len();
+            answer(&stream, ids.into_iter().map(|id| secret(id, "1")).collect());
+        }
+    };
+    let (all, ()) = tokio::join!(reads, serve);
+    assert!(all.into_iter().all(|answer| answer.is_ok()));
+}
+
+#[tokio::test]
+async fn a_core_that_takes_no_proofs_fails_what_is_under_way_and_the_next_read_begins_anew() {
+    let mut rig = Rig::start();
+    let (_end, proof) = client();
+    let read = rig.read_for("k", proof);
+    let stream = rig.stream().await;
+    drop(rig.streams.proofs.recv().await);
+    let (_end, proof) = client();
+    let other = rig.read_for("k", proof);
+    assert!(matches!((read.await, other.await), (Err(_), Err(_))));
+    drop(stream);
+    let (_end, proof) = client();
+    let read = rig.read_for("k", proof);
+    let mut stream = rig.stream().await;
+    let (ids, _) = message(&mut stream).await;
+    answer(&stream, vec![secret(ids["k"], "1")]);
+    assert_eq!(read.await.unwrap().value, "1");
 }

@@ -6,6 +6,7 @@ use std::pin::Pin;
 
 use futures_util::FutureExt;
 use plexd_proto::node::v1::{self, ReportDeleted};
+use plexd_proto::settings::CoreSockets;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::super::Core;
@@ -34,17 +35,17 @@ struct Rig {
 impl Rig {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let socket = folder.path().join("core.sock");
-        let streams = puppet::serve(&socket);
+        let sockets = CoreSockets::within(folder.path());
+        let streams = puppet::serve(&sockets);
         let mirror = Arc::new(Mirror::new());
         let mut stage = Stage::snapshot();
         let all = v1::WatchResponse { reset: true, changes: Vec::new(), complete: true };
         assert!(stage.add(all, &mut Pace::new()).await);
         mirror.publish(stage).await;
-        let (core, carrier) = Core::new(&socket, Arc::clone(&mirror));
+        let (core, carrier) = Core::new(&sockets, Arc::clone(&mirror));
         let ended = CancellationToken::new();
         tokio::spawn(carrier.run(ended.clone()));
-        Self { core, mirror, streams, socket, _folder: folder, _stop: ended.drop_guard() }
+        Self { core, mirror, streams, socket: sockets.socket, _folder: folder, _stop: ended.drop_guard() }
     }
 
     async fn stream(&mut self) -> Stream {
@@ -218,7 +219,7 @@ async fn a_stream_that_breaks_fails_what_is_under_way_and_the_next_write_asks_fo
 #[tokio::test]
 async fn without_a_core_or_without_who_carries_a_write_fails_at_once() {
     let rig = Rig::start().await;
-    let nowhere = rig.socket.with_file_name("nowhere.sock");
+    let nowhere = CoreSockets::within(&rig.socket.with_file_name("nowhere"));
     let report = || Report { key: "k".into(), content_type: "t".into(), payload: "1".into(), if_match: None };
     let (core, carrier) = Core::new(&nowhere, Arc::clone(&rig.mirror));
     tokio::spawn(carrier.run(CancellationToken::new()));

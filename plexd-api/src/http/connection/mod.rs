@@ -29,7 +29,7 @@ use tonic::transport::server::Connected;
 use super::message::{Body, Response};
 use super::routes::{self, Outcome};
 use super::{Api, Metrics};
-use crate::auth::Caller;
+use crate::auth::{Caller, LocalClient};
 use framing::Framing;
 use link::{Answering, Link, Shared};
 pub(super) use refusal::find as refusal;
@@ -99,8 +99,8 @@ impl Server {
         // Safe to cancel: a connection is either still the kernel's or already a task.
         while let Some(Some(accepted)) = self.shutdown.run_until_cancelled(listener.next()).await {
             let Ok(connection) = accepted else { continue };
-            let peer = connection.connect_info();
-            self.accept(connection, Caller::Local(Arc::new(peer)));
+            let client = LocalClient { peer: connection.connect_info(), socket: connection.socket() };
+            self.accept(connection, Caller::Local(Arc::new(client)));
         }
     }
 
@@ -136,7 +136,7 @@ impl Server {
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let uid = match &caller {
-            Caller::Local(peer) => Some(peer.uid),
+            Caller::Local(client) => Some(client.peer.uid),
             Caller::Tcp => None,
         };
         let Some(slot) = self.slots.take(uid) else {

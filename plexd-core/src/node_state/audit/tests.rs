@@ -1,6 +1,6 @@
 //! Records as they would be sent.
 
-use plexd_proto::node::v1::TcpCaller;
+use plexd_proto::node::v1::LocalCaller;
 use serde_json::{Value, json};
 
 use super::*;
@@ -9,7 +9,7 @@ use crate::control::batch::{Carrier, Counts};
 use crate::control::client::{ClientError, Record};
 use crate::state::samples::StandingClock;
 
-const REFUSALS: [(SecretRefusal, &str); 8] = [
+const REFUSALS: [(SecretRefusal, &str); 9] = [
     (SecretRefusal::Unspecified, "error"),
     (SecretRefusal::NotPermitted, "denied"),
     (SecretRefusal::Forbidden, "denied"),
@@ -18,6 +18,7 @@ const REFUSALS: [(SecretRefusal, &str); 8] = [
     (SecretRefusal::DecryptionFailed, "error"),
     (SecretRefusal::NotRegistered, "error"),
     (SecretRefusal::BadToken, "denied"),
+    (SecretRefusal::Unproven, "denied"),
 ];
 
 fn auditor() -> Auditor {
@@ -28,8 +29,10 @@ fn local(uid: u32) -> LocalCaller {
     LocalCaller { uid, gid: 100, pid: 42, groups: vec![990] }
 }
 
-fn request(key: &str, caller: Option<Caller>) -> SecretRead {
-    SecretRead { id: 0, key: key.into(), caller }
+/// A read of `k` that user `uid` begins.
+fn begin(auditor: &Auditor, uid: u32) -> Read<'_> {
+    let subject = Subject::of(&PeerCredentials { uid, gid: 100, pid: 42, groups: vec![990] });
+    auditor.begin_of(Requester::Uid(uid), subject, "k")
 }
 
 fn refused(uid: u32, key: &str, count: u64) -> DeniedRead {
@@ -83,10 +86,10 @@ fn reads(records: &[Value]) -> (usize, u64) {
 #[tokio::test]
 async fn a_record_has_the_fields_of_the_contract_and_no_value() {
     let auditor = auditor();
-    let tcp = Caller::Tcp(TcpCaller { token: "t0ken".into() });
-    auditor.begin(&request("db/password", Some(Caller::Local(local(1000))))).ended(&Ok("s3cret"));
-    auditor.begin(&request("k", Some(tcp))).ended(&Ok("s3cret"));
-    auditor.begin(&request("k", None)).ended::<()>(&Err(SecretRefusal::NotPermitted));
+    begin(&auditor, 1000).ended(&Ok("s3cret"));
+    auditor.begin(&Asker::Tcp("t0ken".into()), "db/password").ended(&Ok("s3cret"));
+    let unknown = Asker::Unknown(SecretRefusal::Unproven);
+    auditor.begin(&unknown, "k").ended::<()>(&Err(SecretRefusal::Unproven));
     let record = |subject: Value, key: &str, result: &str| {
         json!({
             "timestamp": "2026-01-15T10:30:00.123456789Z", "source": "plexd", "event_type": "SECRET_READ",
@@ -95,8 +98,8 @@ async fn a_record_has_the_fields_of_the_contract_and_no_value() {
         })
     };
     let expected = [
-        record(json!({ "uid": 1000, "gid": 100, "pid": 42 }), "db/password", "success"),
-        record(json!({ "via": "tcp" }), "k", "success"),
+        record(json!({ "uid": 1000, "gid": 100, "pid": 42 }), "k", "success"),
+        record(json!({ "via": "tcp" }), "db/password", "success"),
         record(json!({ "via": "unknown" }), "k", "denied"),
     ];
     assert_eq!(taken(&auditor).await, expected);
@@ -106,11 +109,11 @@ async fn a_record_has_the_fields_of_the_contract_and_no_value() {
 async fn every_way_out_leaves_one_record() {
     let auditor = auditor();
     for (uid, (refusal, result)) in (0..).zip(REFUSALS) {
-        auditor.begin(&request("k", Some(Caller::Local(local(uid))))).ended::<()>(&Err(refusal));
+        begin(&auditor, uid).ended::<()>(&Err(refusal));
         let records = taken(&auditor).await;
         assert_eq!((records.len(), &records[0]["result"]), (1, &json!(result)), "{refusal:?}");
     }
-    drop(auditor.begin(&request("k", Some(Caller::Local(local(1))))));
+    drop(begin(&auditor, 1));
     let records = taken(&auditor).await;
     assert_eq!((records.len(), &records[0]["result"]), (1, &json!("error")), "who asked has left");
 }
@@ -128,8 +131,7 @@ async fn refused_reads_are_recorded_ten_a_second_and_then_counted() {
     // Others have counts of their own, core's own refusals are counted with them.
     for uid in [2, 3] {
         auditor.denied(&refused(uid, "k", 1));
-        let read = auditor.begin(&request("k", Some(Caller::Local(local(uid)))));
-        read.ended::<()>(&Err(SecretRefusal::NotPermitted));
+        begin(&auditor, uid).ended::<()>(&Err(SecretRefusal::NotPermitted));
     }
     auditor.denied(&DeniedRead { local: None, ..refused(0, "k", 1) });
     assert_eq!(reads(&taken(&auditor).await), (10 + 4 + 1, 10 + 4 + 1));

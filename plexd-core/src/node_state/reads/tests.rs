@@ -1,17 +1,17 @@
 //! The stream of reads: what is answered when, what is broken off, and what is recorded of it.
 
-use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use v1::SecretRefusal;
-use v1::secret_read::Caller;
 
 use super::super::audit::tests::taken;
+use super::super::proofs::Proofs;
 use super::super::secrets::SecretRules;
+use super::super::token::ApiToken;
 use super::*;
 use crate::control::client::{Client, ClientConfig};
 use crate::control::dev::DevControlPlane;
@@ -29,7 +29,9 @@ struct Rig {
 impl Rig {
     fn new(client: Client, identity: Identity) -> Self {
         let identity = watch::Sender::new(Some(Arc::new(identity)));
-        let secrets = SecretReader::new(client, identity.subscribe(), RULES, watch::channel(None).1);
+        let token = watch::channel(Some(ApiToken::of(GOOD.as_bytes()))).1;
+        let proofs = Proofs::new(Path::new("/nonexistent/api.sock"), 100);
+        let secrets = SecretReader::new(client, identity.subscribe(), RULES, token, proofs);
         Self { secrets, auditor: Auditor::new(Arc::new(SystemClock), "a"), identity }
     }
 
@@ -54,13 +56,17 @@ impl Rig {
 
 type Message = v1::ReadSecretsRequest;
 
-fn read(id: u64, key: &str, groups: &[u32]) -> v1::SecretRead {
-    let caller = v1::LocalCaller { uid: 1000, gid: 1000, pid: 1, groups: groups.to_vec() };
-    v1::SecretRead { id, key: key.into(), caller: Some(Caller::Local(caller)) }
+/// A token that opens secrets, and one that does not.
+const GOOD: &str = "t";
+const BAD: &str = "u";
+
+fn read(id: u64, key: &str, token: &'static str) -> v1::SecretRead {
+    let caller = v1::TcpCaller { token: token.into() };
+    v1::SecretRead { id, key: key.into(), caller: Some(Caller::Tcp(caller)) }
 }
 
 fn message(reads: Vec<v1::SecretRead>, given_up: Vec<u64>) -> Message {
-    v1::ReadSecretsRequest { reads, given_up }
+    v1::ReadSecretsRequest { reads, given_up, ..Default::default() }
 }
 
 /// What came of reads, by their ids.
@@ -80,9 +86,9 @@ async fn each_read_is_answered_under_its_id_and_recorded() {
     control_plane.manage(reqwest::Method::PUT, &path, json!({ "value": "s3cret" })).await;
     let rig = Rig::new(control_plane.client(), identity);
     let (messages, mut answers) = rig.stream();
-    let first = (0..50).map(|id| read(id, "k", &[989, 990])).collect();
+    let first = (0..50).map(|id| read(id, "k", GOOD)).collect();
     messages.send(message(first, Vec::new())).unwrap();
-    messages.send(message(vec![read(50, "none", &[989, 990]), read(51, "k", &[989])], Vec::new())).unwrap();
+    messages.send(message(vec![read(50, "none", GOOD), read(51, "k", BAD)], Vec::new())).unwrap();
     drop(messages);
     let mut all = BTreeMap::new();
     while let Some(some) = answers.next().await {
@@ -92,7 +98,7 @@ async fn each_read_is_answered_under_its_id_and_recorded() {
     }
     let mut expected: BTreeMap<_, _> = (0..50).map(|id| (id, Ok("s3cret".to_owned()))).collect();
     expected.insert(50, Err(SecretRefusal::NotFound));
-    expected.insert(51, Err(SecretRefusal::NotPermitted));
+    expected.insert(51, Err(SecretRefusal::BadToken));
     assert_eq!(all, expected);
     assert_eq!(taken(&rig.auditor).await.len(), 52);
 }
@@ -101,11 +107,11 @@ async fn each_read_is_answered_under_its_id_and_recorded() {
 async fn a_read_that_takes_its_time_holds_up_no_other_and_one_that_is_given_up_is_broken_off_and_recorded() {
     let (rig, _listener) = Rig::silent().await;
     let (messages, mut answers) = rig.stream();
-    messages.send(message(vec![read(1, "slow", &[989, 990]), read(2, "k", &[])], Vec::new())).unwrap();
-    let refused = Err(SecretRefusal::NotPermitted);
+    messages.send(message(vec![read(1, "slow", GOOD), read(2, "k", BAD)], Vec::new())).unwrap();
+    let refused = Err(SecretRefusal::BadToken);
     assert_eq!(results(answers.next().await.unwrap()), BTreeMap::from([(2, refused.clone())]));
     // 3 does not exist, and 2 has ended.
-    messages.send(message(vec![read(4, "k", &[])], vec![1, 2, 3])).unwrap();
+    messages.send(message(vec![read(4, "k", BAD)], vec![1, 2, 3])).unwrap();
     assert_eq!(results(answers.next().await.unwrap()), BTreeMap::from([(4, refused)]));
     drop(messages);
     assert!(answers.next().await.is_none(), "nothing is under way");
@@ -119,7 +125,7 @@ async fn a_read_that_takes_its_time_holds_up_no_other_and_one_that_is_given_up_i
 async fn a_stream_that_is_dropped_breaks_its_reads_off_and_each_is_recorded() {
     let (rig, _listener) = Rig::silent().await;
     let (messages, mut answers) = rig.stream();
-    let reads = (0..40).map(|id| read(id, "k", &[989, 990])).collect();
+    let reads = (0..40).map(|id| read(id, "k", GOOD)).collect();
     messages.send(message(reads, Vec::new())).unwrap();
     assert!(answers.next().now_or_never().is_none());
     drop(answers);
@@ -129,11 +135,11 @@ async fn a_stream_that_is_dropped_breaks_its_reads_off_and_each_is_recorded() {
 #[tokio::test]
 async fn a_stream_ends_with_what_is_no_message_and_when_the_process_stops() {
     let (rig, _listener) = Rig::silent().await;
-    let many = |count: u64| (0..count).map(|id| read(id, "k", &[989, 990])).collect::<Vec<_>>();
+    let many = |count: u64| (0..count).map(|id| read(id, "k", GOOD)).collect::<Vec<_>>();
     let limit = u64::try_from(MAX_READS).unwrap();
     let table = [
         (many(limit + 1), tonic::Code::ResourceExhausted),
-        (vec![read(1, "k", &[]), read(1, "k", &[])], tonic::Code::InvalidArgument),
+        (vec![read(1, "k", BAD), read(1, "k", BAD)], tonic::Code::InvalidArgument),
     ];
     for (reads, code) in table {
         let (messages, mut answers) = rig.stream();

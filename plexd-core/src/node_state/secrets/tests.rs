@@ -1,5 +1,7 @@
 //! Who may read, and what a control plane that does not do as it should comes to.
 
+use std::path::Path;
+
 use serde_json::json;
 
 use super::*;
@@ -7,21 +9,23 @@ use crate::control::dev::{DevControlPlane, ScriptedControlPlane};
 
 const RULES: SecretRules = SecretRules { access_group: 989, secrets_group: 990, over_tcp: true };
 
-fn local(uid: u32, gid: u32, groups: &[u32]) -> Caller {
-    Caller::Local(v1::LocalCaller { uid, gid, pid: 1, groups: groups.to_vec() })
+fn local(uid: u32, gid: u32, groups: &[u32]) -> PeerCredentials {
+    PeerCredentials { uid, gid, pid: 1, groups: groups.to_vec() }
 }
 
-fn tcp(token: &str) -> Caller {
-    Caller::Tcp(v1::TcpCaller { token: token.to_owned().into() })
+fn tcp(token: &'static str) -> Asker {
+    Asker::Tcp(token.into())
 }
 
-fn request(key: &str, caller: Caller) -> v1::SecretRead {
-    v1::SecretRead { id: 0, key: key.into(), caller: Some(caller) }
-}
-
+/// Reads for whom the token `t` opens secrets.
 fn reader(client: Client, identity: Identity) -> SecretReader {
     let identity = watch::channel(Some(Arc::new(identity))).1;
-    SecretReader::new(client, identity, RULES, watch::channel(None).1)
+    let proofs = Proofs::new(Path::new("/nonexistent/api.sock"), 100);
+    SecretReader::new(client, identity, RULES, watch::channel(Some(ApiToken::of(b"t"))).1, proofs)
+}
+
+async fn read(reader: &SecretReader, key: &str) -> Result<v1::Secret, SecretRefusal> {
+    reader.read(key.to_owned(), &tcp("t")).await
 }
 
 #[test]
@@ -39,7 +43,7 @@ fn a_local_caller_needs_both_groups_or_root() {
     ];
     for (caller, may) in table {
         let expected = if may { Ok(()) } else { Err(SecretRefusal::NotPermitted) };
-        assert_eq!(RULES.check(&caller, None), expected, "{caller:?}");
+        assert_eq!(RULES.check_local(&caller), expected, "{caller:?}");
     }
 }
 
@@ -58,11 +62,12 @@ fn a_tcp_caller_needs_the_token_and_the_permission() {
 async fn who_asks_for_nothing_or_is_nobody_gets_nothing() {
     let control_plane = ScriptedControlPlane::start(|_| unreachable!("nobody is asked")).await;
     let reader = reader(control_plane.client(), crate::reconcile::tests::identity());
-    let nobody = v1::SecretRead { id: 0, key: "k".into(), caller: None };
-    assert_eq!(reader.read(nobody).await, Err(SecretRefusal::NotPermitted));
+    for refusal in [SecretRefusal::Unproven, SecretRefusal::Unspecified] {
+        let nobody = reader.look(Presented::Nothing(refusal));
+        assert_eq!(reader.read("k".into(), &nobody).await, Err(refusal));
+    }
     for key in [String::new(), "k".repeat(257)] {
-        let read = reader.read(request(&key, local(0, 0, &[]))).await;
-        assert_eq!(read, Err(SecretRefusal::NotFound), "{key}");
+        assert_eq!(read(&reader, &key).await, Err(SecretRefusal::NotFound), "{key}");
     }
 }
 
@@ -73,7 +78,7 @@ async fn each_read_is_one_request_also_of_many_at_once() {
     let path = format!("nodes/{}/secrets/k", identity.node_id);
     control_plane.manage(reqwest::Method::PUT, &path, json!({ "value": "s3cret" })).await;
     let reader = reader(control_plane.client(), identity);
-    let reads = (0..100).map(|n| reader.read(request("k", local(n % 3, 989, &[990]))));
+    let reads = (0..100).map(|_| read(&reader, "k"));
     for read in futures_util::future::join_all(reads).await {
         assert_eq!(read.map(|secret| (secret.value, secret.version)), Ok(("s3cret".into(), 1)));
     }
@@ -81,7 +86,7 @@ async fn each_read_is_one_request_also_of_many_at_once() {
     let asked =
         rates.as_object().unwrap().values().filter_map(|second| second["requests"]["secrets"].as_u64());
     assert_eq!(asked.sum::<u64>(), 100);
-    assert_eq!(reader.read(request("none", local(0, 0, &[]))).await, Err(SecretRefusal::NotFound));
+    assert_eq!(read(&reader, "none").await, Err(SecretRefusal::NotFound));
 }
 
 #[tokio::test]
@@ -109,8 +114,7 @@ async fn an_answer_that_is_no_secret_is_told_apart_and_never_given_away() {
     for (status, body, refusal) in table {
         let control_plane = ScriptedControlPlane::start(move |_| (status, body.to_owned())).await;
         let reader = reader(control_plane.client(), crate::reconcile::tests::identity());
-        let read = reader.read(request("k", local(0, 0, &[]))).await;
-        assert_eq!(read, Err(refusal), "{status} {body}");
+        assert_eq!(read(&reader, "k").await, Err(refusal), "{status} {body}");
     }
 }
 
@@ -121,7 +125,7 @@ async fn a_control_plane_that_says_nothing_ends_in_time() {
     let config = crate::control::client::ClientConfig { base, ca_file: None, version: "1" };
     let reader = reader(Client::new(config).unwrap(), crate::reconcile::tests::identity());
     let started = tokio::time::Instant::now();
-    let reads = (0..40).map(|n| reader.read(request("k", local(n % 2, 989, &[990]))));
+    let reads = (0..40).map(|_| read(&reader, "k"));
     for read in futures_util::future::join_all(reads).await {
         assert_eq!(read, Err(SecretRefusal::ControlPlaneUnavailable));
     }

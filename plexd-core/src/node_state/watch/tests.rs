@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Server};
 
 use super::*;
 use crate::control::client::{Client, ClientConfig};
-use crate::node_state::{Auditor, NodeStateService, RULES, SecretReader, SecretRules, Sidecar};
+use crate::node_state::{Auditor, NodeStateService, Proofs, RULES, SecretReader, SecretRules, Sidecar};
 use crate::reports::Put;
 use crate::state::samples::{data, secret};
 use crate::state::{FullState, State};
@@ -323,7 +323,8 @@ fn serve(rig: &Rig, sidecar: u32) -> NodeStateClient<Channel> {
     let client = Client::new(config).unwrap();
     let Sources { desired, identity, reports, token } = rig.sources.clone();
     let rules = SecretRules { access_group: 989, secrets_group: 990, over_tcp: true };
-    let secrets = SecretReader::new(client, identity.clone(), rules, token);
+    let proofs = Proofs::new(&rig.folder.path().join("api.sock"), 100);
+    let secrets = SecretReader::new(client, identity.clone(), rules, token, proofs);
     let auditor = Auditor::new(Arc::new(SystemClock), "a");
     let service = NodeStateServer::new(NodeStateService::new(desired, identity, reports, secrets, auditor));
     let path = rig.folder.path().join("core.sock");
@@ -409,10 +410,9 @@ async fn a_node_without_identity_refuses_reports_and_secrets_but_streams() {
     let refused = Err(v1::ReportRefusal::NotRegistered);
     assert_eq!(put_result(&mut client, put_request("a", None)).await, refused);
     assert_eq!(delete_result(&mut client, "a", None).await, Err(v1::ReportRefusal::NotRegistered));
-    let caller = v1::LocalCaller { uid: 0, gid: 0, pid: 1, groups: Vec::new() };
-    let caller = Some(v1::secret_read::Caller::Local(caller));
+    let caller = Some(v1::secret_read::Caller::Tcp(v1::TcpCaller { token: "t".into() }));
     let read = v1::SecretRead { id: 7, key: "db".into(), caller };
-    let message = v1::ReadSecretsRequest { reads: vec![read], given_up: Vec::new() };
+    let message = v1::ReadSecretsRequest { reads: vec![read], ..Default::default() };
     let answers = client.read_secrets(futures_util::stream::iter([message])).await.unwrap();
     let answer = answers.into_inner().message().await.unwrap().unwrap().answers.pop().unwrap();
     let v1::secret_answer::Result::Refusal(refusal) = answer.result.unwrap() else { panic!("a secret") };

@@ -16,6 +16,7 @@ mod endpoints;
 mod events;
 mod everything;
 mod faults;
+mod hostile;
 mod lifecycle;
 mod malformed;
 mod mesh;

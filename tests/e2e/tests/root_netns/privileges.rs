@@ -65,6 +65,7 @@ fn every_socket_has_its_owner_and_mode() {
     let host = single.a.node.host();
     let table = [
         ("/run/plexd/core.sock", "plexd-core", "plexd-api"),
+        ("/run/plexd/proof.sock", "plexd-core", "plexd-api"),
         ("/run/plexd/admin.sock", "plexd-core", "plexd-admin"),
         ("/run/plexd/api.sock", "plexd-api", "plexd"),
     ];

@@ -82,7 +82,7 @@ fn every_read_of_a_secret_leaves_a_record_at_the_control_plane() {
     as_both("/v1/state/secrets/unavailable", 503);
     fault(json!({ "endpoint": "secrets", "status": 403 }));
     as_both("/v1/state/secrets/kept", 403);
-    // Who leaves meanwhile has asked all the same.
+    // Who leaves meanwhile has asked all the same, and is given nothing.
     fault(json!({ "endpoint": "secrets", "latency_ms": 2_000 }));
     node.try_curl_unix(Some(both()), "/v1/state/secrets/tls%2Fserver.key", &["--max-time", "1"])
         .expect_err("too late");
@@ -124,7 +124,7 @@ fn every_read_of_a_secret_leaves_a_record_at_the_control_plane() {
         ("member", "member", "denied"),
         ("no", "tcp", "denied"),
         ("none", "both", "error"),
-        ("tls/server.key", "both", "success"),
+        ("tls/server.key", "both", "error"),
         ("unavailable", "both", "error"),
     ];
     let expected = expected.map(|(key, who, result)| (key.to_owned(), who, result.to_owned()));

@@ -2,15 +2,17 @@
 //! cut, what comes back is whole answers, each error of which is JSON; who may nothing gets nothing; and requests that
 //! can be read in one way only are told apart in that way.
 
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plexd_api::auth::{Caller, Rules};
+use plexd_api::auth::{Caller, LocalClient, Rules};
 use plexd_api::core_client::Core;
 use plexd_api::http::{Api, Bodies, Limits, Server, Told, parts};
 use plexd_api::mirror::Mirror;
-use plexd_proto::transport::PeerCredentials;
+use plexd_proto::settings::CoreSockets;
+use plexd_proto::transport::{ClientSocket, PeerCredentials};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +63,7 @@ impl Node {
         let server = runtime.block_on(async {
             let mirror = Arc::new(Mirror::new());
             // Nothing is carried to a core that is not there.
-            let (core, _) = Core::new(Path::new("/nonexistent/core.sock"), Arc::clone(&mirror));
+            let (core, _) = Core::new(&CoreSockets::within(Path::new("/nonexistent")), Arc::clone(&mirror));
             let api = Api {
                 core,
                 mirror,
@@ -113,7 +115,9 @@ pub fn connection(data: &[u8]) {
     let [who, seed, bytes @ ..] = data else { return };
     let groups = [&GROUPS[..], &GROUPS[..1], &[]][usize::from(*who % 3)].to_vec();
     let may = !groups.is_empty();
-    let caller = Caller::Local(Arc::new(PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups }));
+    let peer = PeerCredentials { uid: 1000, gid: 1000, pid: 1, groups };
+    let (socket, _) = UnixStream::pair().expect("a pair");
+    let caller = Caller::Local(Arc::new(LocalClient { peer, socket: ClientSocket::new(socket) }));
     let heard = NODE.with(|node| node.hear(caller, &pieces(bytes, *seed)));
     let answers = answers(&heard);
     for answer in &answers {

@@ -5,6 +5,7 @@ pub mod connection;
 pub mod envelope;
 pub mod event;
 pub mod policy;
+pub mod proof;
 pub mod requests;
 pub mod sse;
 pub mod state;
