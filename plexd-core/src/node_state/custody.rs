@@ -64,6 +64,13 @@ impl Custody {
         self.closing().iter().filter(|(_, place)| place.is_none()).count() >= STUCK
     }
 
+    /// Returns once so little waits to be closed that more can be taken.
+    pub(super) async fn unstuck(&self) {
+        while self.is_stuck() {
+            sleep(PACE).await;
+        }
+    }
+
     /// Closes what is to be closed, for ever, on a thread for which nobody waits but this.
     pub(super) async fn close(&self) {
         loop {
@@ -87,9 +94,16 @@ impl Custody {
     }
 }
 
+impl<D: Into<OwnedFd>> Held<D> {
+    /// Returns it.
+    pub(super) fn get(&self) -> &D {
+        self.descriptor.as_ref().expect("it is there until this is dropped")
+    }
+}
+
 impl<D: Into<OwnedFd> + AsFd> AsFd for Held<D> {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_ref().expect("it is there until this is dropped").as_fd()
+        self.get().as_fd()
     }
 }
 
@@ -107,6 +121,7 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
 
+    use futures_util::FutureExt;
     use socket2::SockRef;
 
     use super::*;
@@ -158,10 +173,11 @@ mod tests {
             assert!(!custody.is_stuck());
             drop(custody.hold(UnixStream::pair().unwrap().0));
         }
-        assert!(custody.is_stuck());
+        assert!(custody.is_stuck() && custody.unstuck().now_or_never().is_none());
         // The other side goes, and with it all that waits.
         drop(silent);
         until(|| custody.places() == 2 && !custody.is_stuck()).await;
+        custody.unstuck().await;
         closing.abort();
     }
 }

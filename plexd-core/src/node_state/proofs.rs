@@ -102,29 +102,33 @@ impl Proofs {
 
     async fn accept(&self, incoming: &mut Incoming, sidecar: u32) {
         loop {
+            // In a flood the kernel keeps the rest waiting.
+            self.shared.custody.unstuck().await;
             let (stream, peer) = incoming.accept().await;
-            if peer.uid != sidecar {
-                tracing::debug!(uid = peer.uid, "connection to proof.sock closed: not plexd-api's user");
-                continue;
-            }
-            if let Err(error) = stream.into_std().map_err(Into::into).and_then(|stream| self.greet(stream)) {
+            let greeted = stream.into_std().map_err(Into::into).and_then(|stream| {
+                // There may be descriptors in its queue already, which are closed with it.
+                let stream = self.shared.custody.hold(stream);
+                anyhow::ensure!(peer.uid == sidecar, "user {} is not plexd-api's", peer.uid);
+                self.greet(stream)
+            });
+            if let Err(error) = greeted {
                 tracing::debug!(%error, "connection to proof.sock closed");
             }
         }
     }
 
     /// Tells a connection its ticket; from now on it waits.
-    fn greet(&self, mut stream: UnixStream) -> anyhow::Result<()> {
+    fn greet(&self, stream: Held<UnixStream>) -> anyhow::Result<()> {
         let mut random = [0; 16];
         getrandom::fill(&mut random)?;
         let ticket = Ticket::new(random);
         // It fits: nothing has been sent before.
-        stream.write_all(&ticket.greeting())?;
+        stream.get().write_all(&ticket.greeting())?;
         let mut waiting = self.waiting();
         if waiting.len() >= WAITING {
             waiting.pop_front();
         }
-        waiting.push_back((ticket, self.shared.custody.hold(stream)));
+        waiting.push_back((ticket, stream));
         Ok(())
     }
 
