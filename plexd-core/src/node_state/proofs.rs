@@ -122,9 +122,10 @@ impl Proofs {
         let mut random = [0; 16];
         getrandom::fill(&mut random)?;
         let ticket = Ticket::new(random);
+        // Who has heard its ticket finds it here.
+        let mut waiting = self.waiting();
         // It fits: nothing has been sent before.
         stream.get().write_all(&ticket.greeting())?;
-        let mut waiting = self.waiting();
         if waiting.len() >= WAITING {
             waiting.pop_front();
         }
